@@ -1,0 +1,29 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Both set up .venv with all that they need.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint types docs clean
+
+demo: .venv/ready
+	$(BIN)/roialign demo --out demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/ready
+	$(BIN)/mypy
+
+docs: .venv/ready
+	$(BIN)/mkdocs build --strict --quiet
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[all]'
+	touch $@
+
+clean:
+	rm -rf .venv demo site build dist

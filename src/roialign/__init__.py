@@ -1,0 +1,18 @@
+"""Region pooling for PyTorch: RoIAlign and its family, exact, memory-safe and differentiable."""
+
+from . import backends
+from .functional import prroi_pool, roi_align, roi_pool
+from .modules import MultiScaleRoIAlign, PrRoIPool, RoIAlign, RoIPool
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MultiScaleRoIAlign",
+    "PrRoIPool",
+    "RoIAlign",
+    "RoIPool",
+    "backends",
+    "prroi_pool",
+    "roi_align",
+    "roi_pool",
+]

@@ -1,0 +1,231 @@
+"""The rules of region pooling, one axis at a time, in plain PyTorch.
+
+A box is pooled by two small matrices, one per axis::
+
+    out[k, c] = Ay[k] @ input[n_k, c] @ Ax[k].T        Ay: [PH, H], Ax: [PW, W]
+
+This file makes those matrices. It is the only place that knows where a sample lies and what it weighs; backends,
+figures and tests all read the rules here. It handles D-dimensional boxes by being called once per axis.
+
+Shapes: ``K`` boxes, ``P`` bins along the axis, ``L`` cells of the feature map along the axis. Positions and lengths
+are in cells of the feature map; cell ``j`` has its centre at position ``j``. Everything is differentiable with respect
+to the box's two edges and has static shapes, so it can be traced, exported and vmapped.
+
+Sources: RoIAlign, He et al., "Mask R-CNN", https://arxiv.org/abs/1703.06870, section 3; exact integration,
+Jiang et al., "Acquisition of Localization Confidence", https://arxiv.org/abs/1807.11590, equation 5; RoIPool,
+Girshick, "Fast R-CNN", https://arxiv.org/abs/1504.08083, section 2.1. Writing pooling as two dense matrix products
+is known from TPUs (scenic's ``roi_align.py`` by Yuxin Wu, and tensorflow/tpu's ``spatial_transform_ops.py``).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Window(NamedTuple):
+    """One axis of K boxes on the feature map, cut into P equal bins with a grid of samples in each.
+
+    Attributes:
+        start: ``[K]`` position of the first bin's edge.
+        bin: ``[K]`` length of a bin; negative for an inverted box.
+        grid: ``[K]`` samples per bin, a whole number held in the floating dtype; 0 means that there is none.
+    """
+
+    start: Tensor
+    bin: Tensor
+    grid: Tensor
+
+
+def align_window(lo: Tensor, hi: Tensor, bins: int, scale: float, sampling_ratio: int, aligned: bool) -> Window:
+    """Place RoIAlign's bins on the feature map.
+
+    Args:
+        lo: ``[K]`` lower box edge in pixels of the image, float32 or float64 (this is the dtype of all positions).
+        hi: ``[K]`` upper box edge, likewise.
+        bins: P, the output size along this axis.
+        scale: cells of the feature map per pixel of the image.
+        sampling_ratio: samples per bin; 0 or less means adaptive, ``ceil(size / P)``.
+        aligned: shift by half a cell, so that a pixel's centre and not its corner is its position.
+    """
+    offset = 0.5 if aligned else 0.0
+    start = lo * scale - offset
+    size = (hi * scale - offset) - start
+    if not aligned:
+        size = size.clamp(min=1)
+    bin = size / bins
+    grid = torch.full_like(bin, sampling_ratio) if sampling_ratio > 0 else bin.detach().ceil().clamp(min=0)
+    return Window(start, bin, grid)
+
+
+def sample_position(window: Window, bin_index: Tensor, sample_index: Tensor) -> Tensor:
+    """Position of a sample: ``start + p*bin + (i + 0.5)*bin/grid``, rounded in exactly this order.
+
+    The window's ``[K]`` tensors are broadcast against the leading dimension of the indices.
+    """
+    ones = (1,) * (max(bin_index.dim(), sample_index.dim()) - 1)
+    start, bin, grid = (part.reshape(-1, *ones) for part in window)
+    return (start + bin_index * bin) + (sample_index + 0.5) * bin / grid.clamp(min=1)
+
+
+def interval_weights(count: Tensor, offset: Tensor) -> Tensor:
+    """Spread samples over the cells they lie between: the bilinear rule and the border rule.
+
+    Interval ``m`` holds the positions from cell ``m - 1`` to cell ``m``. A sample at ``offset`` past cell ``m - 1``
+    gives ``1 - offset`` to that cell and ``offset`` to the next. Outside the first and the last cell's centre the
+    position is clamped: interval 0 gives everything to cell 0, interval ``L`` everything to cell ``L - 1``.
+
+    Args:
+        count: ``[..., L + 1]`` number of samples in each interval.
+        offset: ``[..., L + 1]`` sum of those samples' offsets.
+
+    Returns:
+        ``[..., L]`` weights of the cells, not yet divided by the number of samples.
+    """
+    last = count.shape[-1] - 1
+    interval = torch.arange(last + 1, device=count.device)
+    to_next = torch.where(interval == 0, count, torch.where(interval == last, 0, offset))
+    return (count - to_next)[..., 1:] + to_next[..., :-1]
+
+
+def mean_matrix(window: Window, bins: int, length: int) -> Tensor:
+    """Axis matrix of average RoIAlign: each row is the mean of its samples' bilinear weights.
+
+    The samples of a bin are an arithmetic progression, so those between two neighbouring cells are counted, and their
+    offsets summed, in closed form. Cost and memory depend on the map's length and never on the number of samples.
+
+    Returns:
+        ``[K, P, L]`` in the window's dtype. A sample outside ``[-1, L]`` counts as 0; a row of an empty grid is 0.
+    """
+    bin_index = _bin_indices(window, bins)
+    first = _first_samples(window, bins, length)  # [K, P, L + 2]
+    count = first.diff()  # [K, P, L + 1]
+    head = sample_position(window, bin_index, _mirrored(window, first[..., :-1]))
+    tail = sample_position(window, bin_index, _mirrored(window, first[..., 1:] - 1))
+    # The mean of a progression is the mean of its two ends.
+    offset = count * ((head + tail) / 2 - _cells(window, -1, length))
+    return interval_weights(count, offset) / window.grid.clamp(min=1)[:, None, None]
+
+
+def max_samples(length: int) -> int:
+    """Upper bound on the samples per bin that can decide a maximum on an axis of this length (see sample_matrix)."""
+    return 2 * (length + 2)
+
+
+def sample_matrix(window: Window, bins: int, length: int, samples: int) -> tuple[Tensor, Tensor]:
+    """Axis matrix of max RoIAlign: one row per sample.
+
+    Between two cells the interpolated map is linear along the axis, so only the first and the last sample there can be
+    the (first) maximum. With ``samples == max_samples(length)`` just these candidates are listed, however large the
+    grid; with fewer, sample ``i`` is row ``i`` and no grid may be larger than ``samples``.
+
+    Returns:
+        rows: ``[K, P, S, L]`` in sample order; a row of a sample outside ``[-1, L]`` is 0.
+        real: ``[K, P, S]`` bool, False where the row stands for no sample.
+    """
+    bin_index = _bin_indices(window, bins)
+    grid = window.grid[:, None, None]
+    if samples < max_samples(length):
+        index = torch.arange(samples, device=grid.device, dtype=grid.dtype).expand(len(grid), bins, samples)
+        real = index < grid
+    else:
+        first = _first_samples(window, bins, length)
+        index = torch.minimum(torch.cat([first - 1, first], -1).clamp(min=0), (grid - 1).clamp(min=0))
+        index = _mirrored(window, index).sort(-1).values
+        real = (grid > 0).expand_as(index)
+    position = sample_position(window, bin_index, index)[..., None]  # [K, P, S, 1]
+    inside = (position >= -1) & (position <= length)
+    cells = _cells(window, -1, length)
+    here = (position.floor().clamp(-1, length - 1) == cells) & inside  # [K, P, S, L + 1]
+    count = here.to(position.dtype)
+    return interval_weights(count, count * (position - cells)), real
+
+
+def integral_matrix(lo: Tensor, hi: Tensor, bins: int, length: int, scale: float) -> Tensor:
+    """Axis matrix of Precise RoI pooling: the integral of each cell's hat function over the bin, over the bin's length.
+
+    There is no half-cell shift, the map is 0 outside, and a box without extent gives 0.
+
+    Args:
+        lo: ``[K]`` lower box edge in pixels of the image; differences of positions are squared here, so pass float64
+            where the device has it.
+        hi: ``[K]`` upper box edge, likewise.
+        bins: P, the output size along this axis.
+        length: L, the cells of the feature map along this axis.
+        scale: cells of the feature map per pixel of the image.
+
+    Returns:
+        ``[K, P, L]`` in the edges' dtype.
+    """
+    start = lo * scale
+    bin = ((hi * scale - start).clamp(min=0) / bins)[:, None, None]
+    edge = start[:, None, None] + torch.arange(bins + 1, device=lo.device, dtype=lo.dtype)[:, None] * bin
+    cells = torch.arange(length, device=lo.device, dtype=lo.dtype)
+    t = (edge - cells).clamp(-1, 1)  # [K, P + 1, L]
+    area = 0.5 + t - t * t.abs() / 2  # the integral of max(0, 1 - |t|) from -1 to t
+    return torch.where(bin > 0, area.diff(dim=1) / torch.where(bin > 0, bin, 1), 0)
+
+
+def pool_mask(lo: Tensor, hi: Tensor, bins: int, length: int, scale: float) -> Tensor:
+    """Which cells each bin of RoIPool covers, after its two quantisations.
+
+    The box's edges are rounded to whole cells (halves away from 0), both edge cells included; then each bin is widened
+    to whole cells. Bins may overlap; a bin off the map is empty.
+
+    Returns:
+        ``[K, P, L]`` bool.
+    """
+    first, last = _round_half_away(lo.detach() * scale), _round_half_away(hi.detach() * scale)
+    bin = ((last - first + 1).clamp(min=1) / bins)[:, None]
+    p = torch.arange(bins, device=lo.device, dtype=lo.dtype)
+    begin = ((p * bin).floor() + first[:, None])[..., None]  # [K, P, 1]
+    end = (((p + 1) * bin).ceil() + first[:, None])[..., None]
+    cells = torch.arange(length, device=lo.device, dtype=lo.dtype)
+    return (begin <= cells) & (cells < end)
+
+
+def _bin_indices(window: Window, bins: int) -> Tensor:
+    return torch.arange(bins, device=window.bin.device, dtype=window.bin.dtype)[None, :, None]  # [1, P, 1]
+
+
+def _cells(window: Window, begin: int, end: int) -> Tensor:
+    return torch.arange(begin, end, device=window.bin.device, dtype=window.bin.dtype)
+
+
+def _mirrored(window: Window, index: Tensor) -> Tensor:
+    """Count samples by ascending position: an inverted box's samples run backwards. Its own inverse."""
+    bin, grid = window.bin[:, None, None], window.grid[:, None, None]
+    return torch.where(bin < 0, grid - 1 - index, index)
+
+
+def _first_samples(window: Window, bins: int, length: int) -> Tensor:
+    """How many samples of each bin lie before each of the edges -1, 0, ..., L - 1, and up to L (inclusive).
+
+    Returns:
+        ``[K, P, L + 2]``, without gradient. Samples are counted by ascending position.
+    """
+    window = Window(*(part.detach() for part in window))
+    bin_index = _bin_indices(window, bins)
+    grid = window.grid[:, None, None]
+
+    def position(index: Tensor) -> Tensor:
+        return sample_position(window, bin_index, _mirrored(window, index))
+
+    edges = _cells(window, -1, length + 1)
+    step = window.bin.abs()[:, None, None] / grid.clamp(min=1)
+    origin = position(torch.zeros_like(bin_index))
+    guess = ((edges - origin) / step).nan_to_num(0).ceil()  # 0 / 0: no step, and the samples sit on the edge
+    first = torch.minimum(guess.clamp(min=0), grid)
+    # Division may be off by one where a sample falls on an edge; the sample's own position decides.
+    is_last = torch.arange(length + 2, device=grid.device) == length + 1  # a sample exactly at L is still inside
+    previous, current = position(first - 1), position(first)
+    first = first - ((first > 0) & torch.where(is_last, previous > edges, previous >= edges)).to(first.dtype)
+    return first + ((first < grid) & torch.where(is_last, current <= edges, current < edges)).to(first.dtype)
+
+
+def _round_half_away(value: Tensor) -> Tensor:
+    """C's ``round``; ``torch.round`` takes halves to even instead."""
+    whole = value.trunc()
+    return whole + ((value - whole).abs() >= 0.5) * value.sign()

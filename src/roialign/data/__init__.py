@@ -1,0 +1,40 @@
+"""The photo that the package ships: tree crowns seen from above, with a box around each.
+
+``OSBS_029.jpg`` and its boxes come from the deepforest package (MIT, (c) 2019 Ben Weinstein); the imagery is of the US
+National Ecological Observatory Network. ``OSBS_029.json`` carries this attribution.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+
+import torch
+from torch import Tensor
+
+PHOTO = "OSBS_029"
+
+
+def load_photo() -> tuple[Tensor, Tensor]:
+    """Load the photo and its boxes. Needs Pillow.
+
+    Returns:
+        image: ``[3, 400, 400]`` float32 in [0, 1], RGB.
+        boxes: ``[61, 4]`` float32 (x1, y1, x2, y2) in pixels.
+
+    Example:
+        >>> from roialign.data import load_photo
+        >>> image, boxes = load_photo()
+        >>> image.shape, boxes.shape
+        (torch.Size([3, 400, 400]), torch.Size([61, 4]))
+    """
+    from PIL import Image
+
+    folder = files(__name__)
+    with folder.joinpath(f"{PHOTO}.jpg").open("rb") as file, Image.open(file) as photo:
+        pixels = torch.frombuffer(bytearray(photo.convert("RGB").tobytes()), dtype=torch.uint8)
+        image = pixels.reshape(photo.height, photo.width, 3).permute(2, 0, 1).float() / 255
+    annotations = json.loads(folder.joinpath(f"{PHOTO}.json").read_text())["annotations"]
+    boxes = torch.tensor([annotation["bbox"] for annotation in annotations])  # COCO's (x, y, width, height)
+    boxes[:, 2:] += boxes[:, :2]
+    return image, boxes

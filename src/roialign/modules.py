@@ -1,0 +1,253 @@
+"""The operators as modules: they hold the arguments, ``functional`` does the work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from . import backends
+from .boxes import Boxes, as_rois, fpn_levels
+from .functional import (
+    OutputSize,
+    SpatialScale,
+    check_aligned,
+    check_input,
+    check_mode,
+    check_output_size,
+    check_sampling_ratio,
+    check_scale,
+    prroi_pool,
+    roi_align,
+    roi_pool,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class RoIAlign(nn.Module):
+    """RoIAlign with fixed arguments; see :func:`roialign.roi_align` for their meaning.
+
+    Example:
+        >>> import torch
+        >>> from roialign import RoIAlign
+        >>> pooler = RoIAlign(output_size=2, sampling_ratio=2, spatial_scale=5)
+        >>> ramp = torch.arange(64.0).reshape(1, 1, 8, 8)
+        >>> pooler(ramp, [torch.tensor([[0.0, 0.375, 0.875, 0.625]])])
+        tensor([[[[18.7188, 20.9062],
+                  [23.7188, 25.9062]]]])
+    """
+
+    def __init__(
+        self,
+        output_size: OutputSize,
+        spatial_scale: SpatialScale,
+        sampling_ratio: int,
+        aligned: bool = False,
+        *,
+        mode: str = "avg",
+    ) -> None:
+        super().__init__()
+        self.output_size = check_output_size(output_size)
+        self.spatial_scale = check_scale(spatial_scale)
+        self.sampling_ratio = check_sampling_ratio(sampling_ratio)
+        self.aligned = check_aligned(aligned)
+        self.mode = check_mode(mode)
+
+    def forward(self, input: Tensor, rois: Boxes) -> Tensor:
+        """Pool ``input`` ``[N, C, H, W]`` under ``rois``; returns ``[K, C, height, width]``."""
+        return roi_align(
+            input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned, mode=self.mode
+        )
+
+    def extra_repr(self) -> str:
+        """Arguments, for ``repr``."""
+        return (
+            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
+            f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}, mode={self.mode!r}"
+        )
+
+
+class _SimplePool(nn.Module):
+    """What the two operators without options share."""
+
+    def __init__(self, output_size: OutputSize, spatial_scale: SpatialScale) -> None:
+        super().__init__()
+        self.output_size = check_output_size(output_size)
+        self.spatial_scale = check_scale(spatial_scale)
+
+    def extra_repr(self) -> str:
+        """Arguments, for ``repr``."""
+        return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"
+
+
+class PrRoIPool(_SimplePool):
+    """Precise RoI pooling with fixed arguments; see :func:`roialign.prroi_pool`."""
+
+    def forward(self, input: Tensor, rois: Boxes) -> Tensor:
+        """Pool ``input`` ``[N, C, H, W]`` under ``rois``; returns ``[K, C, height, width]``."""
+        return prroi_pool(input, rois, self.output_size, self.spatial_scale)
+
+
+class RoIPool(_SimplePool):
+    """RoIPool with fixed arguments; see :func:`roialign.roi_pool`."""
+
+    def forward(self, input: Tensor, rois: Boxes) -> Tensor:
+        """Pool ``input`` ``[N, C, H, W]`` under ``rois``; returns ``[K, C, height, width]``."""
+        return roi_pool(input, rois, self.output_size, self.spatial_scale)
+
+
+class MultiScaleRoIAlign(nn.Module):
+    """RoIAlign over the levels of a feature pyramid, each box on the level that fits its size.
+
+    Serves torchvision's detectors as ``box_roi_pool`` and ``mask_roi_pool``. The scale of each level is taken from
+    each call's own images, along y and x separately: the power of two nearest to map size over image size, where the
+    image size is the largest height and width in the batch.
+
+    Example:
+        >>> import torch
+        >>> from roialign import MultiScaleRoIAlign
+        >>> pooler = MultiScaleRoIAlign(featmap_names=["0", "1"], output_size=1, sampling_ratio=2)
+        >>> pyramid = {"0": torch.zeros(1, 1, 64, 64), "1": torch.ones(1, 1, 32, 32)}
+        >>> boxes = [torch.tensor([[0.0, 0.0, 40.0, 40.0], [0.0, 0.0, 250.0, 250.0]])]
+        >>> pooler(pyramid, boxes, image_shapes=[(256, 256)]).flatten()
+        tensor([0., 1.])
+
+    Args:
+        featmap_names: the names of the levels to pool from.
+        output_size: bins, an int or (height, width).
+        sampling_ratio: samples per bin along each axis; 0 or less means adaptive.
+        canonical_scale: box size in pixels of the image that is pooled from ``canonical_level``.
+        canonical_level: that level; level k has the scale ``2**-k``.
+        aligned: as in :func:`roialign.roi_align`.
+        mode: as in :func:`roialign.roi_align`.
+
+    References:
+        Lin et al., "Feature Pyramid Networks for Object Detection", https://arxiv.org/abs/1612.03144, equation 1.
+    """
+
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
+        """Make an instance that torchvision's detectors accept: they insist on torchvision's own class."""
+        if cls is MultiScaleRoIAlign:
+            # torchvision may be absent (ImportError) or built for another torch (RuntimeError).
+            with suppress(ImportError, RuntimeError):
+                from .integrations import torchvision
+
+                return super().__new__(torchvision.MultiScaleRoIAlign)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        featmap_names: Sequence[str],
+        output_size: OutputSize,
+        sampling_ratio: int,
+        *,
+        canonical_scale: float = 224,
+        canonical_level: int = 4,
+        aligned: bool = False,
+        mode: str = "avg",
+    ) -> None:
+        nn.Module.__init__(self)
+        if isinstance(featmap_names, str) or not featmap_names:
+            raise ValueError(f"featmap_names: got {featmap_names!r}; expected a list of at least one name")
+        if not 0 < canonical_scale < math.inf:
+            raise ValueError(f"canonical_scale: got {canonical_scale!r}; expected a positive number of pixels")
+        self.featmap_names = list(featmap_names)
+        self.output_size = check_output_size(output_size)
+        self.sampling_ratio = check_sampling_ratio(sampling_ratio)
+        self.canonical_scale = canonical_scale
+        self.canonical_level = canonical_level
+        self.aligned = check_aligned(aligned)
+        self.mode = check_mode(mode)
+
+    def forward(
+        self, x: Mapping[str, Tensor], boxes: Sequence[Tensor], image_shapes: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """Pool each box from its level.
+
+        Args:
+            x: feature maps by name, ``[N, C, H, W]`` each, with the same N, C, dtype and device.
+            boxes: one ``Tensor[L, 4]`` per image, pixels of the image.
+            image_shapes: (height, width) of each image before it was padded into the batch.
+
+        Returns:
+            ``[K, C, height, width]``, the boxes in the order given.
+
+        Raises:
+            ValueError: a level is missing, levels do not go together, or no scale fits the images; and as
+                :func:`roialign.roi_align` does.
+        """
+        features = self._features(x)
+        if not isinstance(boxes, list | tuple):
+            raise TypeError(f"boxes: got {type(boxes).__name__}; expected a list of one Tensor[L, 4] per image")
+        rois = as_rois(features[0], boxes)
+        scales = infer_scales(dict(zip(self.featmap_names, features, strict=True)), image_shapes)
+        level = None
+        if len(features) > 1:
+            # A level's number is -log2 of its scale; with unequal scales along y and x, of their geometric mean.
+            levels = [round(-math.log2(y * x) / 2) for y, x in scales]
+            level = fpn_levels(boxes, levels, self.canonical_scale, self.canonical_level)
+        return backends.choose(features[0]).roi_align(
+            features, rois, level, self.output_size, scales, self.sampling_ratio, self.aligned, self.mode
+        )
+
+    def _features(self, x: Mapping[str, Tensor]) -> list[Tensor]:
+        missing = [name for name in self.featmap_names if name not in x]
+        if missing:
+            raise ValueError(f"x: has no level {', '.join(map(repr, missing))}; it has {list(x)}")
+        features = [x[name] for name in self.featmap_names]
+        first = features[0]
+        for name, feature in zip(self.featmap_names, features, strict=True):
+            check_input(feature, f"x[{name!r}]")
+            if (*feature.shape[:2], feature.dtype, feature.device) != (*first.shape[:2], first.dtype, first.device):
+                raise ValueError(
+                    f"x[{name!r}]: got shape {tuple(feature.shape)}, {feature.dtype}, {feature.device}; expected "
+                    f"images, channels, dtype and device of x[{self.featmap_names[0]!r}]: {tuple(first.shape)}, "
+                    f"{first.dtype}, {first.device}"
+                )
+        return features
+
+    def extra_repr(self) -> str:
+        """Arguments, for ``repr``."""
+        return (
+            f"featmap_names={self.featmap_names}, output_size={self.output_size}, "
+            f"sampling_ratio={self.sampling_ratio}, canonical_scale={self.canonical_scale}, "
+            f"canonical_level={self.canonical_level}, aligned={self.aligned}, mode={self.mode!r}"
+        )
+
+    def __repr__(self) -> str:
+        return f"MultiScaleRoIAlign({self.extra_repr()})"
+
+
+def infer_scales(features: Mapping[str, Tensor], image_shapes: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
+    """The (y, x) scale of each feature map: the powers of two nearest to its size over the largest image's size.
+
+    Raises:
+        ValueError: not one positive (height, width) per image, or the image at that scale would not fit in the map.
+    """
+    images = next(iter(features.values())).shape[0]
+    if len(image_shapes) != images:
+        raise ValueError(f"image_shapes: got {len(image_shapes)} shapes for {images} images; expected one per image")
+    if any(len(shape) != 2 or min(shape) < 1 for shape in image_shapes):
+        raise ValueError(f"image_shapes: got {list(image_shapes)}; expected positive (height, width) pairs")
+    if not image_shapes:
+        return [(1.0, 1.0)] * len(features)  # no images, no boxes: any scale will do
+    largest = (max(height for height, _ in image_shapes), max(width for _, width in image_shapes))
+    scales = []
+    for name, feature in features.items():
+        pair = []
+        for cells, pixels in zip(feature.shape[2:], largest, strict=True):
+            scale = 2.0 ** round(math.log2(cells / pixels)) if cells else 1.0
+            if cells and pixels * scale > cells + 1:
+                raise ValueError(
+                    f"image_shapes: the largest image is {largest}, but x[{name!r}] is {tuple(feature.shape[2:])}: no "
+                    f"power of two scales one to the other (the nearest, {scale:g}, gives {pixels * scale:g} cells "
+                    f"where there are {cells})"
+                )
+            pair.append(scale)
+        scales.append((pair[0], pair[1]))
+    return scales
