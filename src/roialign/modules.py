@@ -38,8 +38,8 @@ class RoIAlign(nn.Module):
         >>> pooler = RoIAlign(output_size=2, sampling_ratio=2, spatial_scale=5)
         >>> ramp = torch.arange(64.0).reshape(1, 1, 8, 8)
         >>> pooler(ramp, [torch.tensor([[0.0, 0.375, 0.875, 0.625]])])
-        tensor([[[[18.7188, 20.9062],
-                  [23.7188, 25.9062]]]])
+        tensor([[[[18.5938, 20.7812],
+                  [23.5938, 25.7812]]]])
     """
 
     def __init__(
