@@ -32,11 +32,13 @@ class Window(NamedTuple):
         start: ``[K]`` position of the first bin's edge.
         bin: ``[K]`` length of a bin; negative for an inverted box.
         grid: ``[K]`` samples per bin, a whole number held in the floating dtype; 0 means that there is none.
+        ratio: the grid of every box where it is fixed, else 0.
     """
 
     start: Tensor
     bin: Tensor
     grid: Tensor
+    ratio: int
 
 
 def align_window(lo: Tensor, hi: Tensor, bins: int, scale: float, sampling_ratio: int, aligned: bool) -> Window:
@@ -57,7 +59,7 @@ def align_window(lo: Tensor, hi: Tensor, bins: int, scale: float, sampling_ratio
         size = size.clamp(min=1)
     bin = size / bins
     grid = torch.full_like(bin, sampling_ratio) if sampling_ratio > 0 else bin.detach().ceil().clamp(min=0)
-    return Window(start, bin, grid)
+    return Window(start, bin, grid, max(sampling_ratio, 0))
 
 
 def sample_position(window: Window, bin_index: Tensor, sample_index: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ def sample_position(window: Window, bin_index: Tensor, sample_index: Tensor) -> 
     The window's ``[K]`` tensors are broadcast against the leading dimension of the indices.
     """
     ones = (1,) * (max(bin_index.dim(), sample_index.dim()) - 1)
-    start, bin, grid = (part.reshape(-1, *ones) for part in window)
+    start, bin, grid = (part.reshape(-1, *ones) for part in window[:3])
     return (start + bin_index * bin) + (sample_index + 0.5) * bin / grid.clamp(min=1)
 
 
@@ -104,8 +106,8 @@ def mean_matrix(window: Window, bins: int, length: int) -> Tensor:
     count = first.diff()  # [K, P, L + 1]
     head = sample_position(window, bin_index, _mirrored(window, first[..., :-1]))
     tail = sample_position(window, bin_index, _mirrored(window, first[..., 1:] - 1))
-    # The mean of a progression is the mean of its two ends.
-    offset = count * ((head + tail) / 2 - _cells(window, -1, length))
+    # The mean of a progression is the mean of its two ends. Without samples these are elsewhere, perhaps infinite.
+    offset = torch.where(count > 0, count * ((head + tail) / 2 - _cells(window, -1, length)), 0)
     return interval_weights(count, offset) / window.grid.clamp(min=1)[:, None, None]
 
 
@@ -128,7 +130,7 @@ def sample_matrix(window: Window, bins: int, length: int, samples: int) -> tuple
     bin_index = _bin_indices(window, bins)
     grid = window.grid[:, None, None]
     if samples < max_samples(length):
-        index = torch.arange(samples, device=grid.device, dtype=grid.dtype).expand(len(grid), bins, samples)
+        index = torch.arange(samples, device=grid.device, dtype=grid.dtype).expand(grid.shape[0], bins, samples)
         real = index < grid
     else:
         first = _first_samples(window, bins, length)
@@ -140,7 +142,7 @@ def sample_matrix(window: Window, bins: int, length: int, samples: int) -> tuple
     cells = _cells(window, -1, length)
     here = (position.floor().clamp(-1, length - 1) == cells) & inside  # [K, P, S, L + 1]
     count = here.to(position.dtype)
-    return interval_weights(count, count * (position - cells)), real
+    return interval_weights(count, torch.where(here, position - cells, 0)), real
 
 
 def integral_matrix(lo: Tensor, hi: Tensor, bins: int, length: int, scale: float) -> Tensor:
@@ -206,23 +208,33 @@ def _first_samples(window: Window, bins: int, length: int) -> Tensor:
     Returns:
         ``[K, P, L + 2]``, without gradient. Samples are counted by ascending position.
     """
-    window = Window(*(part.detach() for part in window))
+    window = Window(window.start.detach(), window.bin.detach(), window.grid.detach(), window.ratio)
     bin_index = _bin_indices(window, bins)
     grid = window.grid[:, None, None]
+    edges = _cells(window, -1, length + 1)
+    is_last = torch.arange(length + 2, device=grid.device) == length + 1  # a sample exactly at L is still inside
 
     def position(index: Tensor) -> Tensor:
         return sample_position(window, bin_index, _mirrored(window, index))
 
-    edges = _cells(window, -1, length + 1)
+    def before(index: Tensor) -> Tensor:
+        return torch.where(is_last, position(index) <= edges, position(index) < edges)
+
+    if window.ratio > 0:  # bisection: the samples' own positions decide, however close they lie
+        low = torch.zeros_like(bin_index * edges).expand(grid.shape[0], -1, -1)
+        high = grid.expand_as(low)
+        for _ in range(window.ratio.bit_length()):
+            middle = ((low + high) / 2).floor()
+            lies_before, searching = before(middle), low < high
+            low = torch.where(searching & lies_before, middle + 1, low)
+            high = torch.where(searching & ~lies_before, middle, high)
+        return low
+    # An adaptive step is near one cell: divide, and where a sample falls on an edge its own position decides.
     step = window.bin.abs()[:, None, None] / grid.clamp(min=1)
-    origin = position(torch.zeros_like(bin_index))
-    guess = ((edges - origin) / step).nan_to_num(0).ceil()  # 0 / 0: no step, and the samples sit on the edge
+    guess = ((edges - position(torch.zeros_like(bin_index))) / step).nan_to_num(0).ceil()
     first = torch.minimum(guess.clamp(min=0), grid)
-    # Division may be off by one where a sample falls on an edge; the sample's own position decides.
-    is_last = torch.arange(length + 2, device=grid.device) == length + 1  # a sample exactly at L is still inside
-    previous, current = position(first - 1), position(first)
-    first = first - ((first > 0) & torch.where(is_last, previous > edges, previous >= edges)).to(first.dtype)
-    return first + ((first < grid) & torch.where(is_last, current <= edges, current < edges)).to(first.dtype)
+    first = first - ((first > 0) & ~before(first - 1)).to(first.dtype)
+    return first + ((first < grid) & before(first)).to(first.dtype)
 
 
 def _round_half_away(value: Tensor) -> Tensor:

@@ -178,13 +178,18 @@ def check_mode(mode: str) -> str:
 
 def check_scale(spatial_scale: SpatialScale) -> tuple[float, float]:
     """``spatial_scale`` as (y, x)."""
+    if type(spatial_scale) is float and 0 < spatial_scale < math.inf:
+        return spatial_scale, spatial_scale
     message = f"spatial_scale: got {spatial_scale!r}; expected a positive finite number, or two as (y, x)"
     parts: list[Any] = list(spatial_scale) if isinstance(spatial_scale, list | tuple) else [spatial_scale] * 2
     if len(parts) != 2:
         raise ValueError(message)
     if any(isinstance(part, bool | str | Tensor) or not hasattr(part, "__float__") for part in parts):
         raise TypeError(message)
-    y, x = (float(part) for part in parts)
+    try:
+        y, x = (float(part) for part in parts)
+    except OverflowError:
+        raise ValueError(message) from None
     if not (0 < y < math.inf and 0 < x < math.inf):
         raise ValueError(message)
     return y, x

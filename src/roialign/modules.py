@@ -105,8 +105,7 @@ class MultiScaleRoIAlign(nn.Module):
     """RoIAlign over the levels of a feature pyramid, each box on the level that fits its size.
 
     Serves torchvision's detectors as ``box_roi_pool`` and ``mask_roi_pool``. The scale of each level is taken from
-    each call's own images, along y and x separately: the power of two nearest to map size over image size, where the
-    image size is the largest height and width in the batch.
+    each call's own images, see :func:`infer_scales`.
 
     Example:
         >>> import torch
@@ -181,11 +180,12 @@ class MultiScaleRoIAlign(nn.Module):
             ValueError: a level is missing, levels do not go together, or no scale fits the images; and as
                 :func:`roialign.roi_align` does.
         """
-        features = self._features(x)
+        named = self._features(x)
+        features = list(named.values())
         if not isinstance(boxes, list | tuple):
             raise TypeError(f"boxes: got {type(boxes).__name__}; expected a list of one Tensor[L, 4] per image")
         rois = as_rois(features[0], boxes)
-        scales = infer_scales(dict(zip(self.featmap_names, features, strict=True)), image_shapes)
+        scales = infer_scales(named, image_shapes)
         level = None
         if len(features) > 1:
             # A level's number is -log2 of its scale; with unequal scales along y and x, of their geometric mean.
@@ -195,18 +195,24 @@ class MultiScaleRoIAlign(nn.Module):
             features, rois, level, self.output_size, scales, self.sampling_ratio, self.aligned, self.mode
         )
 
-    def _features(self, x: Mapping[str, Tensor]) -> list[Tensor]:
-        missing = [name for name in self.featmap_names if name not in x]
+    def _features(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if not isinstance(x, Mapping):
+            raise TypeError(f"x: got {type(x).__name__}; expected a dict of feature maps by level name")
+        # torchvision's detectors ask for levels "0" to "3" of a backbone that may end earlier: levels coarser than the
+        # pyramid's are left out. Any other name that is not there is a mistake.
+        coarsest = max((int(name) for name in x if name.isdecimal()), default=math.inf)
+        names = [name for name in self.featmap_names if name in x or not (name.isdecimal() and int(name) > coarsest)]
+        missing = [name for name in names if name not in x] or ([] if names else self.featmap_names)
         if missing:
             raise ValueError(f"x: has no level {', '.join(map(repr, missing))}; it has {list(x)}")
-        features = [x[name] for name in self.featmap_names]
-        first = features[0]
-        for name, feature in zip(self.featmap_names, features, strict=True):
+        features = {name: x[name] for name in names}
+        first = features[names[0]]
+        for name, feature in features.items():
             check_input(feature, f"x[{name!r}]")
             if (*feature.shape[:2], feature.dtype, feature.device) != (*first.shape[:2], first.dtype, first.device):
                 raise ValueError(
                     f"x[{name!r}]: got shape {tuple(feature.shape)}, {feature.dtype}, {feature.device}; expected "
-                    f"images, channels, dtype and device of x[{self.featmap_names[0]!r}]: {tuple(first.shape)}, "
+                    f"images, channels, dtype and device of x[{names[0]!r}]: {tuple(first.shape)}, "
                     f"{first.dtype}, {first.device}"
                 )
         return features
@@ -224,10 +230,14 @@ class MultiScaleRoIAlign(nn.Module):
 
 
 def infer_scales(features: Mapping[str, Tensor], image_shapes: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
-    """The (y, x) scale of each feature map: the powers of two nearest to its size over the largest image's size.
+    """The (y, x) scale of each feature map: powers of two, from its size and the largest height and width of an image.
+
+    As in torchvision it is the one nearest to the ratio of the heights, if that fits the widths as well: the image lies
+    within the map, and padding has not doubled it. If not, because a narrow image was padded by half or more, the one
+    nearest to the ratio of the widths, or the next smaller, is tried likewise; and then each axis takes its own.
 
     Raises:
-        ValueError: not one positive (height, width) per image, or the image at that scale would not fit in the map.
+        ValueError: not one positive (height, width) per image, or no power of two fits.
     """
     images = next(iter(features.values())).shape[0]
     if len(image_shapes) != images:
@@ -237,17 +247,24 @@ def infer_scales(features: Mapping[str, Tensor], image_shapes: Sequence[tuple[in
     if not image_shapes:
         return [(1.0, 1.0)] * len(features)  # no images, no boxes: any scale will do
     largest = (max(height for height, _ in image_shapes), max(width for _, width in image_shapes))
-    scales = []
-    for name, feature in features.items():
-        pair = []
-        for cells, pixels in zip(feature.shape[2:], largest, strict=True):
-            scale = 2.0 ** round(math.log2(cells / pixels)) if cells else 1.0
-            if cells and pixels * scale > cells + 1:
-                raise ValueError(
-                    f"image_shapes: the largest image is {largest}, but x[{name!r}] is {tuple(feature.shape[2:])}: no "
-                    f"power of two scales one to the other (the nearest, {scale:g}, gives {pixels * scale:g} cells "
-                    f"where there are {cells})"
-                )
-            pair.append(scale)
-        scales.append((pair[0], pair[1]))
-    return scales
+    return [_infer_scale(name, (f.shape[2], f.shape[3]), largest) for name, f in features.items()]
+
+
+def _infer_scale(name: str, cells: tuple[int, int], pixels: tuple[int, int]) -> tuple[float, float]:
+    if min(cells) == 0:
+        return 1.0, 1.0  # an empty map serves no boxes
+
+    def fits(axis: int, scale: float) -> bool:
+        size = pixels[axis] * scale
+        return size <= cells[axis] + 1 and cells[axis] < 2 * size
+
+    nearest = [2.0 ** round(math.log2(c / p)) for c, p in zip(cells, pixels, strict=True)]
+    for scale in (nearest[0], nearest[1], nearest[0] / 2):
+        if fits(0, scale) and fits(1, scale):
+            return scale, scale
+    if fits(0, nearest[0]) and fits(1, nearest[1]):
+        return nearest[0], nearest[1]
+    raise ValueError(
+        f"image_shapes: the largest image is {pixels[0]} x {pixels[1]}, but x[{name!r}] is {cells[0]} x {cells[1]}: no "
+        f"power of two scales one to the other"
+    )

@@ -1,0 +1,65 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# Forward error allowed per unit of the map's magnitude: the issue's bounds, and one rounding for the half types.
+RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+DTYPES = tuple(RELATIVE)
+
+
+def tolerance(input: Tensor) -> float:
+    """Allowed absolute error of a value pooled from this map."""
+    finite = input.detach().double().nan_to_num(0, 0, 0)
+    return RELATIVE[input.dtype] * max(1.0, float(finite.abs().max()) if finite.numel() else 0.0)
+
+
+def assert_pooled(actual: Tensor, expected: Tensor, input: Tensor) -> None:
+    """The pooled values are those expected, to the tolerance of the map's dtype, and are of that dtype."""
+    assert actual.dtype == input.dtype
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=tolerance(input), equal_nan=True)
+
+
+def rows(*boxes: tuple[float, ...], dtype: torch.dtype = torch.float64) -> Tensor:
+    """``[K, 5]`` boxes; of four numbers the batch index is 0."""
+    full = [box if len(box) == 5 else (0, *box) for box in boxes]
+    return torch.tensor(full, dtype=dtype).reshape(-1, 5)
+
+
+def by_image(rois: Tensor, images: int) -> list[Tensor]:
+    """``[K, 5]`` boxes as a list of ``[L, 4]`` per image."""
+    return [rois[rois[:, 0] == image, 1:] for image in range(images)]
+
+
+def generic_case(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """A small map ``[2, 2, 5, 6]`` of two images and six boxes in general position: no sample on a kink."""
+    generator = torch.Generator().manual_seed(seed)
+    input = torch.rand(2, 2, 5, 6, generator=generator, dtype=torch.float64).to(dtype)
+    boxes = rows(
+        (0, 0.61, 0.72, 4.13, 3.34),
+        (1, -2.37, -1.91, 3.17, 2.23),
+        (1, 3.07, 1.13, 9.71, 7.19),
+        (0, 1.27, 2.31, 1.83, 2.97),
+        (0, 4.43, 3.91, 1.37, 0.87),
+        (1, -9.3, -8.1, -4.7, -3.3),
+        dtype=dtype,
+    )
+    return input, boxes
+
+
+def run_python(code: str, backend: str, *arguments: str, timeout: float = 240) -> str:
+    """Run code in a Python of its own, so that a crash is a failed test and not the end of the run; its output."""
+    env = {**os.environ, "ROIALIGN_BACKEND": backend, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), *sys.path]))
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=env, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout

@@ -1,0 +1,108 @@
+"""Which backend serves, and how to force one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import roialign
+from helpers import assert_pooled, generic_case, run_python
+from roialign import backends
+from test_layouts_dtypes import POOLS, truth
+
+
+def test_available_names_each_backend_with_its_reason() -> None:
+    status = backends.available()
+    assert status["reference"] == (True, "")
+    for answer in status.values():
+        assert answer.ready == (answer.reason == "")
+
+
+def test_available_for_a_call_in_question() -> None:
+    for input in (torch.ones(1, 1, 2, 2, dtype=torch.float16), torch.ones(1, 1, 2, 2, device="meta")):
+        assert backends.available(input)["reference"].ready
+
+
+def test_an_unready_backend_says_why_when_forced() -> None:
+    input, rois = generic_case()
+    for name, status in backends.available().items():
+        with backends.use(name):
+            if status.ready:
+                assert_pooled(POOLS["avg"](input, rois), truth("avg", input, rois), input)
+            else:
+                with pytest.raises(RuntimeError, match=f"(?s){name}.*{status.reason[:20]}"):
+                    POOLS["avg"](input, rois)
+
+
+def test_use_serves_the_block_and_no_more(backend: str) -> None:
+    """The forced backend is the one called; on leaving, also by an error, the former choice is back."""
+    input, rois = generic_case()
+    called: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in backends.ORDER.items():
+            original = module.roi_align
+            patch.setattr(module, "roi_align", lambda *a, n=name, f=original, **k: (called.append(n), f(*a, **k))[1])
+        with backends.use("reference"):
+            POOLS["avg"](input, rois)
+        POOLS["avg"](input, rois)
+        with pytest.raises(ZeroDivisionError), backends.use("reference"):
+            _ = 1 // 0
+        POOLS["avg"](input, rois)
+    assert called == ["reference", backend, backend]
+
+
+@pytest.mark.parametrize("name", ["", "Reference", "cuda", "native ", "../reference"])
+def test_use_of_an_unknown_backend(name: str) -> None:
+    with pytest.raises(ValueError, match=r"backend: got .*expected one of .*'reference'"), backends.use(name):
+        pass
+
+
+def test_environment_forces_a_backend(backend: str) -> None:
+    code = (
+        "import torch, roialign\n"
+        "seen = []\n"
+        "for name, module in roialign.backends.ORDER.items():\n"
+        "    original = module.roi_align\n"
+        "    module.roi_align = lambda *a, n=name, f=original, **k: (seen.append(n), f(*a, **k))[1]\n"
+        "out = roialign.roi_align(torch.ones(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 2, 2]]), 1)\n"
+        "print(*seen, out.item())\n"
+    )
+    assert run_python(code, backend).split() == [backend, "1.0"]
+
+
+@pytest.mark.parametrize("name", ["nonsense", "REFERENCE"])
+def test_environment_with_an_unknown_backend(name: str) -> None:
+    """An error that names the value and the choices, on import or on the first call."""
+    code = "import torch, roialign\nroialign.roi_align(torch.ones(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 2, 2]]), 1)\n"
+    env = {**os.environ, "ROIALIGN_BACKEND": name, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ValueError")
+    assert name in last
+    assert "'reference'" in last
+
+
+def test_environment_left_empty_forces_nothing() -> None:
+    code = "import roialign.backends as b, torch; print(b.choose(torch.ones(1, 1, 1, 1)).__name__)"
+    chosen = run_python(code, "").strip()
+    first = next(name for name, status in roialign.backends.available().items() if status.ready)
+    assert chosen == backends.ORDER[first].__name__
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_backends_agree(backend: str, name: str) -> None:
+    """Each backend, forward and gradient, against the specification."""
+    input, rois = generic_case(seed=8)
+    results = []
+    for chosen in (backend, "reference"):
+        with backends.use(chosen):
+            leaf, box = input.clone().requires_grad_(), rois.clone().requires_grad_(name != "pool")
+            pooled = POOLS[name](leaf, box)
+            pooled.square().sum().backward()
+            results.append([pooled.detach(), leaf.grad, box.grad])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-10)

@@ -1,0 +1,80 @@
+"""What a newcomer runs first: the README's code, the examples, the command line."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import roialign
+from roialign import __main__ as entry
+from roialign.cli import app
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_readme_code_gives_the_numbers_it_states(readme: str) -> None:
+    text = (ROOT / readme).read_text()
+    code = re.search(r"```python\n(import torch.*?)```", text, re.DOTALL)
+    assert code is not None
+    lines = code[1].strip().splitlines()
+    stated = [float(number) for number in re.findall(r"\d+\.\d+", lines[-1])]
+    scope: dict[str, object] = {}
+    exec("\n".join(lines[:-1]), scope)
+    pooled = eval(lines[-1], scope)
+    assert pooled.shape == (1, 1, 2, 2)
+    torch.testing.assert_close(pooled.flatten(), torch.tensor(stated), atol=0.006, rtol=0)
+
+
+def test_simple_example(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(ROOT / "examples" / "simple.py"))
+    assert "torch.Size([1, 1, 2, 2])" in capsys.readouterr().out
+
+
+def test_faster_rcnn_example(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    scope = runpy.run_path(str(ROOT / "examples" / "faster_rcnn.py"))
+    assert isinstance(scope["roi_pooler"], roialign.MultiScaleRoIAlign)
+    assert all(torch.isfinite(loss) for loss in scope["losses"].values())
+    assert "boxes from a model" in capsys.readouterr().out
+
+
+def test_what_differs_example_still_differs_in_our_favour() -> None:
+    answer = runpy.run_path(str(ROOT / "examples" / "what_differs.py"))["answer"]
+    cases = runpy.run_path(str(ROOT / "examples" / "what_differs.py"))["CASES"]
+    ours = {name: answer("roialign", case) for name, case in cases.items()}
+    assert ours["batch index 7 of 1 image"].startswith("IndexError: boxes: row 0 has batch index 7")
+    assert ours["NaN in a box"] == "tensor([[[[nan]]]])"
+    assert ours["float16: ones under a 512-pixel box"] == "1.0"
+    assert ours["pyramid: level misspelt"] == "ValueError: x: has no level 'p3'; it has ['0', '1']"
+    assert not any("the process dies" in text for text in ours.values())
+
+
+def test_demo_draws_every_crown_and_tells_where(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    for text in ("18.59375", "(61, 3, 96, 96)", "loss_classifier", "crowns.png"):
+        assert text in result.output
+    with Image.open(tmp_path / "crowns.png") as picture:
+        assert picture.size == (1600, 840)
+        colours = picture.convert("RGB").getcolors(1 << 24)
+    assert colours is not None
+    assert len(colours) > 10_000  # a photo, not an empty page
+
+
+def test_version_and_help() -> None:
+    done = subprocess.run([sys.executable, "-m", "roialign", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == roialign.__version__
+    assert "demo" in CliRunner().invoke(app, ["--help"]).output
+
+
+def test_without_extras_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "roialign.cli", None)
+    with pytest.raises(SystemExit, match=r"pip install 'roialign\[all\]'"):
+        entry.main()

@@ -1,0 +1,73 @@
+"""``import roialign`` is as light as ``import torch``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+
+HEAVY = ("torchvision", "matplotlib", "typer", "rich", "PIL", "onnx", "onnxruntime", "hypothesis")
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter that finds the same packages."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, check=True)
+
+
+def test_what_import_loads() -> None:
+    """Beyond what torch loads itself: our own modules, and a little of torch and the standard library."""
+    code = (
+        "import json, sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import roialign\n"
+        "print(json.dumps([sorted(before), sorted(set(sys.modules) - before)]))\n"
+    )
+    before, new = json.loads(python("-c", code).stdout)
+    assert not {name.split(".")[0] for name in new} & set(HEAVY)
+    foreign = {name.split(".")[0] for name in new} - set(sys.stdlib_module_names) - {"roialign", "torch"}
+    assert not foreign, foreign
+    assert len(new) < 60, new
+    assert len(new) < len(before) / 10
+
+
+def test_import_costs_little_beside_torch() -> None:
+    """By -X importtime: what roialign adds once torch is loaded is a small part of torch's own time in that run."""
+    lines = python("-X", "importtime", "-c", "import torch, roialign").stderr.splitlines()
+    rows = [line.split("|") for line in lines if line.count("|") == 2 and "[us]" not in line]
+    cumulative = {name.strip(): int(total) for _, total, name in rows}
+    assert cumulative["roialign"] < 0.2 * cumulative["torch"]
+
+
+def test_optional_libraries_are_not_needed() -> None:
+    """With all of them made impossible to import, the operators and modules still work."""
+    code = (
+        "import sys\n"
+        f"for name in {HEAVY!r}: sys.modules[name] = None\n"
+        "import torch, roialign\n"
+        "for name in roialign.__all__: getattr(roialign, name)\n"
+        "print(roialign.RoIAlign(1, 1.0, 2)(torch.ones(1, 1, 4, 4), [torch.tensor([[0.0, 0, 2, 2]])]).item())\n"
+    )
+    assert python("-c", code).stdout.strip() == "1.0"
+
+
+def test_warnings_as_errors() -> None:
+    """Importing and calling warns of nothing."""
+    code = (
+        "import torch, roialign\n"
+        "x = torch.ones(1, 1, 4, 4, requires_grad=True)\n"
+        "roialign.roi_align(x, [torch.tensor([[0.0, 0, 2, 2]])], 2).sum().backward()\n"
+        "print(roialign.__version__)\n"
+    )
+    assert python("-W", "error", "-c", code).stdout.strip()
+
+
+def test_the_package_is_the_one_under_test() -> None:
+    """Not another copy that happens to be installed: its file lies on the path the tests were given."""
+    where = python("-c", "import roialign; print(roialign.__file__)").stdout.strip()
+    import roialign
+
+    assert where == roialign.__file__
+    assert not where.startswith(sysconfig.get_path("stdlib") + os.sep + "roialign")
