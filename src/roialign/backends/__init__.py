@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from . import reference
+from . import native, reference
 
 Scales = tuple[float, float]
 
@@ -46,7 +46,7 @@ class Backend(Protocol):
         """Pool by the maximum over whole cells."""
 
 
-ORDER: dict[str, Backend] = {"reference": reference}  # the first that can serve a call does
+ORDER: dict[str, Backend] = {"native": native, "reference": reference}  # the first that can serve a call does
 
 
 class Availability(NamedTuple):

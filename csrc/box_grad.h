@@ -1,0 +1,100 @@
+// Backward to the boxes: the same contractions with one axis matrix replaced by its derivative. Included only by
+// kernels.cpp.
+#pragma once
+
+// Adds to result: d/dy1, d/dy2, d/dx1, d/dx2 of sum(grad * out) over one channel block.
+//   along y: sum over p, t of dAy[p, t] * <map row t, (grad Ax) row p>     along x: dAx[p, t] * <grad col p, (Ay map) col t>
+template <class A>
+static void mean_box_grad(const KernelArgs& args, const View<A>& view, const Box<A>& box, int32_t first, int32_t rows,
+                          const A* tile, double* result) {
+  constexpr int n = kLanes<A>;
+  const int32_t width = args.pooled.width;
+  const int64_t strip = int64_t{box.x.touched} * n;
+  auto* strips = reinterpret_cast<A*>(args.space.strips);  // grad Ax, then one strip of Ay map after the other
+  A* pooled = strips + rows * strip;
+  spread_columns(box.x, width, tile, rows, strips);
+  Lanes<A> y_lo = Lanes<A>::fill(0), y_hi = y_lo, x_lo = y_lo, x_hi = y_lo;
+  const Matrix<A>&ys = box.y.bins, &xs = box.x.bins;
+  for (int32_t r = 0; r < rows; ++r) {
+    for (int32_t t = ys.begin[first + r]; t < ys.begin[first + r + 1]; ++t) {
+      const int64_t y = view.compact ? ys.index[t] : box.y.cell[ys.index[t]];
+      Lanes<A> dot = Lanes<A>::fill(0), dot2 = dot;
+      for (int32_t k = 0; k < box.x.runs; ++k) {
+        const Run& run = box.x.run[k];
+        const A* map = view.base + y * view.row + (view.compact ? run.at : run.cell) * view.pixel;
+        const A* grad = strips + r * strip + int64_t{run.at} * n;
+        int32_t i = 0;
+        for (; i + 2 <= run.count; i += 2) {
+          dot.add_product(Lanes<A>::load(map + i * view.pixel), Lanes<A>::load(grad + i * n));
+          dot2.add_product(Lanes<A>::load(map + (i + 1) * view.pixel), Lanes<A>::load(grad + (i + 1) * n));
+        }
+        if (i < run.count) dot.add_product(Lanes<A>::load(map + i * view.pixel), Lanes<A>::load(grad + i * n));
+      }
+      dot.add_times(1, dot2);
+      y_lo.add_times(box.y.dlo[t], dot);
+      y_hi.add_times(box.y.dhi[t], dot);
+    }
+    contract_row(view, box, first + r, pooled + r * strip);
+  }
+  for (int32_t p = 0; p < width; ++p)
+    for (int32_t t = xs.begin[p]; t < xs.begin[p + 1]; ++t) {
+      Lanes<A> dot = Lanes<A>::fill(0);
+      for (int32_t r = 0; r < rows; ++r)
+        dot.add_product(Lanes<A>::load(tile + (int64_t{r} * width + p) * n),
+                        Lanes<A>::load(pooled + r * strip + int64_t{xs.index[t]} * n));
+      x_lo.add_times(box.x.dlo[t], dot);
+      x_hi.add_times(box.x.dhi[t], dot);
+    }
+  result[0] += y_lo.sum();
+  result[1] += y_hi.sum();
+  result[2] += x_lo.sum();
+  result[3] += x_hi.sum();
+}
+
+// The same for the first greatest sample of each bin, lane by lane.
+template <class A>
+static void max_box_grad(const KernelArgs& args, const View<A>& view, const Box<A>& box, int lanes, int32_t first,
+                         int32_t rows, const A* tile, double* result) {
+  const Axis<A>&ys = box.y, &xs = box.x;
+  for (int32_t r = 0; r < rows; ++r)
+    find_winners(args, view, box, first + r, [&](int32_t p, const Winners& winners) {
+      const A* grad = tile + (int64_t{r} * args.pooled.width + p) * kLanes<A>;
+      for (int c = 0; c < lanes; ++c) {
+        const int32_t iy = winners.y[c], ix = winners.x[c];
+        if (iy < 0) continue;
+        double part[4] = {0, 0, 0, 0};
+        for (int32_t i = ys.bins.begin[iy]; i < ys.bins.begin[iy + 1]; ++i)
+          for (int32_t j = xs.bins.begin[ix]; j < xs.bins.begin[ix + 1]; ++j) {
+            const int64_t y = view.compact ? ys.bins.index[i] : ys.cell[ys.bins.index[i]];
+            const int64_t x = view.compact ? xs.bins.index[j] : xs.cell[xs.bins.index[j]];
+            const auto value = static_cast<double>(view.base[y * view.row + x * view.pixel + c]);
+            part[0] += static_cast<double>(ys.dlo[i] * xs.bins.weight[j]) * value;
+            part[1] += static_cast<double>(ys.dhi[i] * xs.bins.weight[j]) * value;
+            part[2] += static_cast<double>(ys.bins.weight[i] * xs.dlo[j]) * value;
+            part[3] += static_cast<double>(ys.bins.weight[i] * xs.dhi[j]) * value;
+          }
+        for (int k = 0; k < 4; ++k) result[k] += part[k] * static_cast<double>(grad[c]);
+      }
+    });
+}
+
+template <class S>
+static void backward_boxes_piece(const KernelArgs& args, const Piece& piece) {
+  using A = typename AccumulatorOf<S>::Type;
+  const auto* boxes = static_cast<const Box<A>*>(piece.boxes);
+  auto* tile = reinterpret_cast<A*>(args.space.tile);
+  const int32_t step = tile_rows(args.pooled), width = args.pooled.width;
+  for_each_block<S, A>(args, piece, [&](const View<A>& view, int64_t i, int64_t channel, int lanes) {
+    const Box<A>& box = boxes[i];
+    if (i + 1 < piece.box_count && piece.access == Access::whole) fetch_ahead<S>(args, boxes[i + 1].row, channel, lanes);
+    if (!box.y.touched || !box.x.touched) return;
+    for (int32_t first = 0; first < args.pooled.height; first += step) {
+      const int32_t rows = args.pooled.height - first < step ? args.pooled.height - first : step;
+      fetch<S>(args, box.row, channel, lanes, int64_t{first} * width, int64_t{rows} * width, tile);
+      if (args.kind == Kind::align_max)
+        max_box_grad(args, view, box, lanes, first, rows, tile, piece.box_grad + 4 * i);
+      else
+        mean_box_grad(args, view, box, first, rows, tile, piece.box_grad + 4 * i);
+    }
+  });
+}

@@ -1,0 +1,178 @@
+// Between memory as PyTorch lays it out and blocks of kLanes channels, pixel by pixel. All conversions of type and
+// layout happen here. Included only by kernels.cpp.
+#pragma once
+
+// Planes to pixels: `count` consecutive cells of `lanes` channels; missing lanes become zero.
+template <class S, class A>
+static void pack_planes(const S* from, int64_t channel_stride, int lanes, int64_t count, A* to) {
+  constexpr int n = kLanes<A>;
+  Lanes<A> r[n];
+  auto square = [&](int64_t i) {
+    for (int c = 0; c < n; ++c) r[c] = Storage<S>::load(from + c * channel_stride + i);
+    transpose(r);
+    for (int k = 0; k < n; ++k) r[k].store(to + (i + k) * n);
+  };
+  int64_t i = 0;
+  if (lanes == n && count >= n) {
+    for (; i + n <= count; i += n) square(i);
+    // The rest: a few cells one by one, more of them as a full square that overlaps the last one.
+    if (count - i > 3) return square(count - n);
+    for (; i < count; ++i)
+      for (int c = 0; c < n; ++c) to[i * n + c] = widen(from[c * channel_stride + i]);
+    return;
+  }
+  for (; i < count; i += n) {
+    const int some = static_cast<int>(count - i < n ? count - i : n);
+    for (int c = 0; c < n; ++c)
+      r[c] = c < lanes ? Storage<S>::load_some(from + c * channel_stride + i, some) : Lanes<A>::fill(0);
+    transpose(r);
+    for (int k = 0; k < some; ++k) r[k].store(to + (i + k) * n);
+  }
+}
+
+template <class S, class A>
+static void pack_cells(const Map& map, int64_t channel, int lanes, int64_t y, int64_t x, int64_t count, A* to) {
+  constexpr int n = kLanes<A>;
+  const S* from = reinterpret_cast<const S*>(map.data) + channel * map.channel_stride + y * map.row_stride +
+                  x * map.pixel_stride;
+  if (map.pixel_stride == 1 && map.channel_stride != 1) return pack_planes(from, map.channel_stride, lanes, count, to);
+  for (int64_t i = 0; i < count; ++i, from += map.pixel_stride, to += n) {
+    if (map.channel_stride == 1) {
+      (lanes == n ? Storage<S>::load(from) : Storage<S>::load_some(from, lanes)).store(to);
+    } else {
+      for (int c = 0; c < n; ++c) to[c] = c < lanes ? widen(from[c * map.channel_stride]) : A(0);
+    }
+  }
+}
+
+// Rows [y, y_end) of a channel block; as one long row where nothing lies between rows.
+template <class S, class A>
+static void pack_rows(const Map& map, int64_t channel, int lanes, int64_t y, int64_t y_end, A* block) {
+  A* to = block + y * map.width * kLanes<A>;
+  if (y >= y_end) return;
+  if (map.row_stride == map.width * map.pixel_stride)
+    return pack_cells<S>(map, channel, lanes, y, 0, (y_end - y) * map.width, to);
+  for (; y < y_end; ++y, to += map.width * kLanes<A>) pack_cells<S>(map, channel, lanes, y, 0, map.width, to);
+}
+
+// Pixels to planes, the inverse of pack_planes.
+template <class S, class A>
+static void unpack_planes(const A* from, int lanes, int64_t count, S* to, int64_t channel_stride) {
+  constexpr int n = kLanes<A>;
+  Lanes<A> r[n];
+  auto square = [&](int64_t i) {
+    for (int k = 0; k < n; ++k) r[k] = Lanes<A>::load(from + (i + k) * n);
+    transpose(r);
+    for (int c = 0; c < n; ++c) Storage<S>::store(to + c * channel_stride + i, r[c]);
+  };
+  int64_t i = 0;
+  if (lanes == n && count >= n) {
+    for (; i + n <= count; i += n) square(i);
+    if (count - i > 3) return square(count - n);
+    for (; i < count; ++i)
+      for (int c = 0; c < n; ++c) narrow(from[i * n + c], to[c * channel_stride + i]);
+    return;
+  }
+  for (; i < count; i += n) {
+    const int some = static_cast<int>(count - i < n ? count - i : n);
+    for (int k = 0; k < n; ++k) r[k] = k < some ? Lanes<A>::load(from + (i + k) * n) : Lanes<A>::fill(0);
+    transpose(r);
+    for (int c = 0; c < lanes; ++c) Storage<S>::store_some(to + c * channel_stride + i, r[c], some);
+  }
+}
+
+template <class S, class A>
+static void unpack_rows(const Map& map, int64_t channel, int lanes, int64_t y, int64_t y_end, const A* from) {
+  constexpr int n = kLanes<A>;
+  S* to = reinterpret_cast<S*>(map.data) + channel * map.channel_stride + y * map.row_stride;
+  const bool planes = map.pixel_stride == 1 && map.channel_stride != 1;
+  if (planes && map.row_stride == map.width)
+    return unpack_planes(from, lanes, (y_end - y) * map.width, to, map.channel_stride);
+  for (; y < y_end; ++y, to += map.row_stride, from += map.width * n) {
+    if (planes) {
+      unpack_planes(from, lanes, map.width, to, map.channel_stride);
+      continue;
+    }
+    for (int64_t x = 0; x < map.width; ++x)
+      for (int c = 0; c < lanes; ++c)
+        narrow(from[x * n + c], to[x * map.pixel_stride + c * map.channel_stride]);
+  }
+}
+
+// Writes `pixels` pooled pixels from number `first` on of one box and one channel block.
+template <class S, class A>
+static void emit(const KernelArgs& args, int64_t row, int64_t channel, int lanes, int64_t first, int64_t pixels,
+                 const A* tile) {
+  const Pooled& pooled = args.pooled;
+  const int64_t size = int64_t{pooled.height} * pooled.width;
+  S* to = reinterpret_cast<S*>(pooled.data) + row * pooled.channels * size;
+  if (pooled.channels_last) {
+    to += first * pooled.channels + channel;
+    const bool lines = args.pooled.stream && sizeof(S) == sizeof(A) && lanes == kLanes<A> &&
+                       reinterpret_cast<uintptr_t>(to) % 64 == 0 && pooled.channels % kLanes<A> == 0;
+    for (int64_t p = 0; p < pixels; ++p, to += pooled.channels) {
+      if (lines) {
+        stream_lines(reinterpret_cast<char*>(to), reinterpret_cast<const char*>(tile + p * kLanes<A>), 1);
+        continue;
+      }
+      const Lanes<A> lane = Lanes<A>::load(tile + p * kLanes<A>);
+      lanes == kLanes<A> ? Storage<S>::store(to, lane) : Storage<S>::store_some(to, lane, lanes);
+    }
+    return;
+  }
+  to += channel * size + first;
+  if (pixels < size) return unpack_planes(tile, lanes, pixels, to, size);
+  // The whole box: its channels are adjacent, so they go out as one piece.
+  const int64_t bytes = lanes * size * static_cast<int64_t>(sizeof(S));
+  if (args.pooled.stream && bytes % 64 == 0 && reinterpret_cast<uintptr_t>(to) % 64 == 0) {
+    auto* stage = reinterpret_cast<S*>(args.space.stage);
+    unpack_planes(tile, lanes, pixels, stage, size);
+    return stream_lines(reinterpret_cast<char*>(to), args.space.stage, bytes / 64);
+  }
+  unpack_planes(tile, lanes, pixels, to, size);
+}
+
+// Reads the same pixels; missing lanes become zero.
+template <class S, class A>
+static void fetch(const KernelArgs& args, int64_t row, int64_t channel, int lanes, int64_t first, int64_t pixels,
+                  A* tile) {
+  const Pooled& pooled = args.pooled;
+  const int64_t size = int64_t{pooled.height} * pooled.width;
+  const S* from = reinterpret_cast<const S*>(pooled.data) + row * pooled.channels * size;
+  if (!pooled.channels_last) return pack_planes(from + channel * size + first, size, lanes, pixels, tile);
+  from += first * pooled.channels + channel;
+  for (int64_t p = 0; p < pixels; ++p, from += pooled.channels)
+    (lanes == kLanes<A> ? Storage<S>::load(from) : Storage<S>::load_some(from, lanes)).store(tile + p * kLanes<A>);
+}
+
+// Asks for the same pixels ahead of time: boxes lie far apart, out of the hardware prefetcher's sight.
+template <class S>
+static ROI_INLINE void fetch_ahead(const KernelArgs& args, int64_t row, int64_t channel, int lanes) {
+  const Pooled& pooled = args.pooled;
+  const int64_t size = int64_t{pooled.height} * pooled.width;
+  if (size > kTilePixels || pooled.channels_last) return;
+  const char* from = pooled.data + (row * pooled.channels + channel) * size * static_cast<int64_t>(sizeof(S));
+  for (int64_t i = 0; i < lanes * size * static_cast<int64_t>(sizeof(S)); i += 64) __builtin_prefetch(from + i);
+}
+
+// How the contractions read one channel block of the map.
+template <class A>
+struct View {
+  const A* base;
+  int64_t row, pixel;  // strides
+  bool compact;        // rows and pixels are touched positions, not cells
+};
+
+// Packs the cells one box touches, side by side.
+template <class S, class A>
+static View<A> pack_window(const Map& map, const Box<A>& box, int64_t channel, int lanes, A* block) {
+  constexpr int n = kLanes<A>;
+  const int64_t width = box.x.touched;
+  A* to = block;
+  for (int32_t i = 0; i < box.y.touched; ++i, to += width * n)
+    for (int32_t r = 0; r < box.x.runs; ++r) {
+      const Run& run = box.x.run[r];
+      pack_cells<S>(map, channel, lanes, box.y.cell[i], run.cell, run.count, to + run.at * n);
+    }
+  return {block, width * n, n, true};
+}

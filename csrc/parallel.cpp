@@ -1,0 +1,56 @@
+#include "parallel.h"
+
+#include <unistd.h>
+
+#include <exception>
+#include <mutex>
+
+namespace roialign {
+namespace {
+
+// Written once at import, read-only afterwards.
+ParallelFor pool_parallel_for = nullptr;
+GetNumThreads pool_num_threads = nullptr;
+pid_t pool_owner = 0;
+
+struct Region {
+  WorkerBody body;
+  void* context;
+  std::mutex mutex;
+  std::exception_ptr error;
+};
+
+// An exception must not cross the pool's C interface: it is kept and thrown again on the calling thread.
+void run_range(int64_t begin, int64_t end, void* context) {
+  auto& region = *static_cast<Region*>(context);
+  try {
+    for (int64_t i = begin; i < end; ++i) region.body(i, region.context);
+  } catch (...) {
+    const std::lock_guard<std::mutex> lock(region.mutex);
+    if (!region.error) region.error = std::current_exception();
+  }
+}
+
+}  // namespace
+
+void set_thread_pool(ParallelFor parallel_for, GetNumThreads get_num_threads) {
+  pool_parallel_for = parallel_for;
+  pool_num_threads = get_num_threads;
+  pool_owner = getpid();
+}
+
+int64_t thread_count() {
+  if (!pool_parallel_for || !pool_num_threads || getpid() != pool_owner) return 1;
+  uint32_t threads = 1;
+  if (pool_num_threads(&threads) != 0 || threads < 1) return 1;
+  return threads;
+}
+
+void run_workers(int64_t workers, WorkerBody body, void* context) {
+  Region region{body, context, {}, {}};
+  if (workers <= 1 || !pool_parallel_for || pool_parallel_for(0, workers, 1, run_range, &region) != 0)
+    run_range(0, workers, &region);
+  if (region.error) std::rethrow_exception(region.error);
+}
+
+}  // namespace roialign

@@ -1,0 +1,94 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace roialign {
+namespace {
+
+template <class T>
+int64_t bad_row(const Call& call) {
+  const T* rois = static_cast<const T*>(call.rois);
+  for (int64_t k = 0; k < call.boxes; ++k) {
+    const int64_t level = call.level_of_box ? call.level_of_box[k] : 0;
+    if (level < 0 || level >= call.level_count) return k;
+    const auto image = static_cast<double>(rois[5 * k]);
+    // Written so that NaN fails too.
+    if (!(image >= 0 && image < static_cast<double>(call.levels[level].images) && image == std::floor(image))) return k;
+  }
+  return -1;
+}
+
+int64_t image_of(const Call& call, int64_t row) {
+  return call.rois_f64 ? static_cast<int64_t>(static_cast<const double*>(call.rois)[5 * row])
+                       : static_cast<int64_t>(static_cast<const float*>(call.rois)[5 * row]);
+}
+
+}  // namespace
+
+int64_t first_bad_row(const Call& call) { return call.rois_f64 ? bad_row<double>(call) : bad_row<float>(call); }
+
+Grouping::Grouping(const Call& call) : rows(static_cast<size_t>(call.boxes)) {
+  // A counting sort over all images of all levels.
+  std::vector<int64_t> first_image(1, 0);
+  for (int64_t l = 0; l < call.level_count; ++l) first_image.push_back(first_image.back() + call.levels[l].images);
+  std::vector<int64_t> start(static_cast<size_t>(first_image.back()) + 1, 0);
+  auto bucket = [&](int64_t k) {
+    return static_cast<size_t>(first_image[static_cast<size_t>(call.level_of_box ? call.level_of_box[k] : 0)] +
+                               image_of(call, k));
+  };
+  for (int64_t k = 0; k < call.boxes; ++k) ++start[bucket(k) + 1];
+  for (size_t i = 1; i < start.size(); ++i) start[i] += start[i - 1];
+  for (int64_t l = 0; l < call.level_count; ++l)
+    for (int64_t image = 0; image < call.levels[l].images; ++image) {
+      const auto b = static_cast<size_t>(first_image[static_cast<size_t>(l)] + image);
+      if (start[b] < start[b + 1]) groups.push_back({l, image, start[b], start[b + 1]});
+    }
+  for (int64_t k = 0; k < call.boxes; ++k) rows[static_cast<size_t>(start[bucket(k)]++)] = k;
+}
+
+template <class A>
+Plan<A>::Plan(const Call& call, const Grouping& grouping, int64_t begin, int64_t end, Wanted wanted, int64_t threads)
+    : boxes(static_cast<size_t>(end - begin)) {
+  for (int64_t i = begin; i < end; ++i)
+    boxes[static_cast<size_t>(i - begin)].row = grouping.rows[static_cast<size_t>(i)];
+
+  constexpr int64_t batch = 64;
+  std::mutex mutex;
+  const auto count = static_cast<int64_t>(boxes.size());
+  for_each_task((count + batch - 1) / batch, threads, [&](auto& next) {
+    auto arena = std::make_unique<Arena>();
+    for (int64_t task; (task = next()) >= 0;) {
+      const int64_t first = task * batch;
+      build_tables<A>(call, wanted, boxes.data() + first, std::min(batch, count - first), *arena);
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    arenas_.push_back(std::move(arena));
+  });
+
+  for (const Group& group : grouping.groups) {
+    const int64_t from = std::max(group.begin, begin), to = std::min(group.end, end);
+    if (from < to) groups.push_back({group.level, group.image, from - begin, to - begin});
+  }
+  std::vector<std::pair<int64_t, size_t>> order;
+  std::vector<Box<A>> sorted;
+  for (const Group& group : groups) {
+    if (group.end - group.begin < 2) continue;
+    order.clear();
+    for (auto i = static_cast<size_t>(group.begin); i < static_cast<size_t>(group.end); ++i)
+      order.emplace_back(boxes[i].y.touched ? boxes[i].y.cell[0] : 0, i);
+    std::sort(order.begin(), order.end());
+    sorted.clear();
+    for (const auto& entry : order) sorted.push_back(boxes[entry.second]);
+    std::copy(sorted.begin(), sorted.end(), boxes.begin() + group.begin);
+  }
+  for (const Box<A>& box : boxes) {
+    most_columns = std::max<int64_t>(most_columns, box.x.touched);
+    most_cells = std::max<int64_t>(most_cells, int64_t{box.x.touched} * box.y.touched);
+  }
+}
+
+template class Plan<float>;
+template class Plan<double>;
+
+}  // namespace roialign

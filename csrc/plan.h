@@ -1,0 +1,44 @@
+// Which boxes lie on which image, in what order they are taken, and their tables.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "kernels.h"
+#include "parallel.h"
+
+namespace roialign {
+
+// The boxes [begin, end) of a plan lie on one image of one level.
+struct Group {
+  int64_t level, image, begin, end;
+};
+
+// The first row of the rois whose image or level does not exist, or -1.
+int64_t first_bad_row(const Call& call);
+
+// All rows of the rois ordered by (level, image), rows of one image in their given order.
+struct Grouping {
+  std::vector<int64_t> rows;
+  std::vector<Group> groups;
+  explicit Grouping(const Call& call);
+};
+
+// The tables of the boxes at places [begin, end) of a grouping. Within a group the boxes are ordered by their first
+// touched row, then by their row in the rois: an order that depends on nothing but the boxes.
+template <class A>
+class Plan {
+ public:
+  Plan(const Call& call, const Grouping& grouping, int64_t begin, int64_t end, Wanted wanted, int64_t threads);
+
+  std::vector<Box<A>> boxes;
+  std::vector<Group> groups;
+  int64_t most_columns = 0;  // touched by one box
+  int64_t most_cells = 0;
+
+ private:
+  std::vector<std::unique_ptr<Arena>> arenas_;
+};
+
+}  // namespace roialign

@@ -1,0 +1,275 @@
+// The three directions: cut the work into pieces that own what they write, and run them.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "plan.h"
+
+namespace roialign {
+namespace {
+
+// Boxes whose tables exist at the same time, where the direction allows it.
+constexpr int64_t kChunk = 16384;
+// Pooled values below which a second thread costs more than it brings.
+constexpr int64_t kSerial = 32768;
+// Pooled bytes from which finished tiles bypass the cache.
+constexpr int64_t kStream = 8 << 20;
+// Sums over channels are cut in this many parts, whatever the number of threads.
+constexpr int64_t kParts = 16;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t item_size(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2; }
+
+// Fresh memory arrives page by page, which costs more than the pooling itself; huge pages make it few.
+void expect_large(void* data, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t page = 4096;
+  if (bytes < (4 << 20)) return;
+  const uintptr_t from = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  const uintptr_t to = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / page * page;
+  madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
+// Scratch memory of one worker.
+class Scratch {
+ public:
+  struct Sizes {
+    int64_t block = 0, second = 0, strips = 0, tile = 0;
+  };
+  explicit Scratch(const Sizes& sizes) {
+    const int64_t parts[5] = {sizes.block, sizes.second, sizes.strips, sizes.tile, sizes.tile};
+    int64_t total = 0;
+    for (const int64_t part : parts) total += rounded(part);
+    memory_ = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(total + 64)));
+    if (!memory_) throw std::bad_alloc();
+    expect_large(memory_, total);
+    char* at = memory_;
+    char** const fields[5] = {&space.block, &space.second, &space.strips, &space.tile, &space.stage};
+    for (int i = 0; i < 5; ++i) {
+      *fields[i] = at;
+      at += rounded(parts[i]);
+    }
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { std::free(memory_); }
+
+  Workspace space;
+
+ private:
+  static int64_t rounded(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
+  char* memory_;
+};
+
+Map image_map(const Level& level, int64_t image, DType type) {
+  return {level.data + image * level.stride[0] * item_size(type),
+          level.stride[1], level.stride[2], level.stride[3], level.height, level.width};
+}
+
+// What every direction prepares.
+template <class A>
+struct Work {
+  const Call& call;
+  int64_t channels, lanes, blocks, threads;
+  KernelArgs args;
+
+  explicit Work(const Call& call_) : call(call_) {
+    channels = call.levels[0].channels;
+    lanes = kBlockBytes / static_cast<int64_t>(sizeof(A));
+    blocks = ceil_div(channels, lanes);
+    const int64_t values = call.boxes * channels * call.pooled_h * call.pooled_w;
+    threads = values < kSerial ? 1 : thread_count();
+    const bool stream = values * item_size(call.dtype) >= kStream;
+    args = {call.kind, {call.pooled, channels, call.pooled_h, call.pooled_w, call.pooled_channels_last, stream}, {}};
+  }
+
+  int64_t tile_pixels() const {
+    const int64_t rows = std::clamp<int64_t>(kTilePixels / call.pooled_w, 1, call.pooled_h);
+    return rows * call.pooled_w;
+  }
+  Scratch::Sizes sizes(const Plan<A>& plan) const {
+    const int64_t rows = tile_pixels() / call.pooled_w;
+    Scratch::Sizes sizes;
+    // Two sets of strips for the gradient to the boxes; the winners of one row of bins for the max kinds.
+    sizes.strips = 2 * rows * plan.most_columns * kBlockBytes + call.pooled_w * 3 * kBlockBytes;
+    sizes.tile = tile_pixels() * kBlockBytes;
+    return sizes;
+  }
+  void run(const std::vector<Piece>& pieces, const Kernel* kernel_of_type, const Scratch::Sizes& sizes) const {
+    const Kernel kernel = kernel_of_type[static_cast<int>(call.dtype)];
+    for_each_task(static_cast<int64_t>(pieces.size()), threads, [&](auto& next) {
+      const Scratch scratch(sizes);
+      KernelArgs mine = args;
+      mine.space = scratch.space;
+      for (int64_t task; (task = next()) >= 0;) kernel(mine, pieces[static_cast<size_t>(task)]);
+      kernels().finish();
+    });
+  }
+};
+
+// How to read the map for one group of boxes: whatever touches the least memory.
+template <class A>
+Access access_of(const Work<A>& work, const Plan<A>& plan, const Group& group, const Map& map) {
+  const bool adjacent = map.channel_stride == 1 && work.channels >= work.lanes;
+  if (adjacent) return Access::direct;
+  int64_t cells = 0;
+  for (int64_t i = group.begin; i < group.end && cells < map.height * map.width; ++i)
+    cells += int64_t{plan.boxes[static_cast<size_t>(i)].x.touched} * plan.boxes[static_cast<size_t>(i)].y.touched;
+  return cells < map.height * map.width ? Access::windows : Access::whole;
+}
+
+// Cuts [0, count) in `parts` nearly equal ranges.
+int64_t cut(int64_t count, int64_t parts, int64_t part) { return count * part / parts; }
+
+// Pieces that read the map: by channel block where the block is packed for all boxes, else by boxes, which keeps a
+// box's cells in the cache for all its channels. `ranges` are the channel blocks that must stay together.
+template <class A>
+void add_reading_pieces(const Work<A>& work, const Plan<A>& plan, int64_t ranges, double* box_grad,
+                        std::vector<Piece>& pieces, Scratch::Sizes& sizes) {
+  const int64_t wanted = work.threads > 1 ? 8 * work.threads : 1;
+  for (const Group& group : plan.groups) {
+    Piece piece{};
+    piece.input = image_map(work.call.levels[group.level], group.image, work.call.dtype);
+    piece.access = access_of(work, plan, group, piece.input);
+    const bool whole = piece.access == Access::whole;
+    const int64_t cells = whole ? piece.input.height * piece.input.width : plan.most_cells;
+    sizes.block = std::max(sizes.block, cells * kBlockBytes);
+    const int64_t count = group.end - group.begin;
+    int64_t channel_cuts = ranges, box_cuts = 1;
+    if (whole) {
+      box_cuts = std::clamp<int64_t>(work.threads * 2 / ranges, 1, count);
+    } else {
+      box_cuts = std::min(count, wanted);
+      if (!box_grad) channel_cuts = std::min(ranges, ceil_div(wanted, box_cuts));
+    }
+    for (int64_t c = 0; c < channel_cuts; ++c)
+      for (int64_t b = 0; b < box_cuts; ++b) {
+        const int64_t first = group.begin + cut(count, box_cuts, b);
+        piece.box_count = group.begin + cut(count, box_cuts, b + 1) - first;
+        piece.boxes = plan.boxes.data() + first;
+        piece.channel = cut(work.blocks, channel_cuts, c) * work.lanes;
+        piece.channel_end = std::min(cut(work.blocks, channel_cuts, c + 1) * work.lanes, work.channels);
+        if (box_grad) piece.box_grad = box_grad + 4 * (c * static_cast<int64_t>(plan.boxes.size()) + first);
+        pieces.push_back(piece);
+      }
+  }
+}
+
+template <class A>
+void run_forward(const Call& call) {
+  const Work<A> work(call);
+  if (!work.blocks) return;
+  expect_large(call.pooled, call.boxes * work.channels * call.pooled_h * call.pooled_w * item_size(call.dtype));
+  const Grouping grouping(call);
+  for (int64_t begin = 0; begin < call.boxes; begin += kChunk) {
+    const Plan<A> plan(call, grouping, begin, std::min(begin + kChunk, call.boxes), {}, work.threads);
+    std::vector<Piece> pieces;
+    Scratch::Sizes sizes = work.sizes(plan);
+    add_reading_pieces(work, plan, work.blocks, nullptr, pieces, sizes);
+    work.run(pieces, kernels().forward, sizes);
+  }
+}
+
+template <class A>
+void run_backward_input(const Call& call, const Level* grads) {
+  const Work<A> work(call);
+  const Grouping grouping(call);
+  const Plan<A> plan(call, grouping, 0, call.boxes, {true, false}, work.threads);
+  const bool reads = call.kind == Kind::align_max || call.kind == Kind::roipool;
+  Scratch::Sizes sizes = work.sizes(plan);
+  if (reads) sizes.second = plan.most_cells * kBlockBytes;
+  const auto busy = static_cast<int64_t>(plan.groups.size()) * work.blocks;
+  std::vector<Piece> pieces;
+  size_t next_group = 0;
+  for (int64_t l = 0; l < call.level_count; ++l) {
+    const Level& grad = grads[l];
+    if (grad.height * grad.width == 0) continue;
+    expect_large(grad.data, grad.images * grad.channels * grad.height * grad.width * item_size(call.dtype));
+    for (int64_t image = 0; image < grad.images; ++image) {
+      Piece piece{};
+      piece.grad = image_map(grad, image, call.dtype);
+      if (call.levels[l].data) piece.input = image_map(call.levels[l], image, call.dtype);
+      if (next_group < plan.groups.size() && plan.groups[next_group].level == l &&
+          plan.groups[next_group].image == image) {
+        const Group& group = plan.groups[next_group++];
+        piece.boxes = plan.boxes.data() + group.begin;
+        piece.box_count = group.end - group.begin;
+      }
+      // Few channels: rows of the map go to different threads. Every sum stays in the order of the boxes.
+      const int64_t bands = std::clamp<int64_t>(
+          piece.box_count ? work.threads * 4 / std::max<int64_t>(busy, 1) : 1, 1, ceil_div(grad.height, 8));
+      for (int64_t block = 0; block < work.blocks; ++block)
+        for (int64_t band = 0; band < bands; ++band) {
+          piece.channel = block * work.lanes;
+          piece.channel_end = std::min(piece.channel + work.lanes, work.channels);
+          piece.row = cut(grad.height, bands, band);
+          piece.row_end = cut(grad.height, bands, band + 1);
+          sizes.block = std::max(sizes.block, (piece.row_end - piece.row) * grad.width * kBlockBytes);
+          pieces.push_back(piece);
+        }
+    }
+  }
+  work.run(pieces, kernels().backward_input, sizes);
+}
+
+template <class A, class T>
+void run_backward_boxes(const Call& call, T* grad_rois) {
+  std::memset(grad_rois, 0, static_cast<size_t>(call.boxes) * 5 * sizeof(T));
+  const Work<A> work(call);
+  if (call.kind == Kind::roipool || !work.blocks) return;
+  const int64_t parts = std::min(kParts, work.blocks);
+  const Grouping grouping(call);
+  for (int64_t begin = 0; begin < call.boxes; begin += kChunk) {
+    const Plan<A> plan(call, grouping, begin, std::min(begin + kChunk, call.boxes), {true, true}, work.threads);
+    const size_t count = plan.boxes.size();
+    std::vector<double> sums(static_cast<size_t>(parts) * count * 4, 0.0);
+    std::vector<Piece> pieces;
+    Scratch::Sizes sizes = work.sizes(plan);
+    add_reading_pieces(work, plan, parts, sums.data(), pieces, sizes);
+    work.run(pieces, kernels().backward_boxes, sizes);
+    for (size_t i = 0; i < count; ++i) {
+      T* to = grad_rois + 5 * plan.boxes[i].row;
+      double total[4] = {0, 0, 0, 0};
+      for (size_t part = 0; part < static_cast<size_t>(parts); ++part)
+        for (size_t k = 0; k < 4; ++k) total[k] += sums[4 * (part * count + i) + k];
+      to[1] = static_cast<T>(total[2]);
+      to[2] = static_cast<T>(total[0]);
+      to[3] = static_cast<T>(total[3]);
+      to[4] = static_cast<T>(total[1]);
+    }
+  }
+}
+
+}  // namespace
+
+int64_t forward(const Call& call) {
+  const int64_t bad = first_bad_row(call);
+  if (bad >= 0 || !call.boxes) return bad;
+  call.dtype == DType::f64 ? run_forward<double>(call) : run_forward<float>(call);
+  return -1;
+}
+
+int64_t backward_input(const Call& call, const Level* grads) {
+  const int64_t bad = first_bad_row(call);
+  if (bad >= 0) return bad;
+  call.dtype == DType::f64 ? run_backward_input<double>(call, grads) : run_backward_input<float>(call, grads);
+  return -1;
+}
+
+int64_t backward_boxes(const Call& call, void* grad_rois) {
+  const int64_t bad = first_bad_row(call);
+  if (bad >= 0 || !call.boxes) return bad;
+  auto run = [&](auto* typed) {
+    call.dtype == DType::f64 ? run_backward_boxes<double>(call, typed) : run_backward_boxes<float>(call, typed);
+  };
+  call.rois_f64 ? run(static_cast<double*>(grad_rois)) : run(static_cast<float*>(grad_rois));
+  return -1;
+}
+
+}  // namespace roialign

@@ -1,0 +1,278 @@
+// The rules of DESIGN.md section 2 along one axis: which cells a bin touches, and with what weight.
+// Compiled without contraction (-ffp-contract=off): a sample must fall in the same cell, and on the same side of the
+// border, as the formula evaluated step by step in the type T of the boxes.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+namespace roialign {
+
+// Taps of one axis before compaction. Weights and derivatives are exact enough in double for every use.
+struct Taps {
+  std::vector<int32_t> begin, index, group;
+  std::vector<double> weight, dlo, dhi;
+  bool derivative = false;
+
+  void start(bool with_derivative) {
+    derivative = with_derivative;
+    begin.assign(1, 0);
+    for (auto* ints : {&index, &group}) ints->clear();
+    for (auto* reals : {&weight, &dlo, &dhi}) reals->clear();
+  }
+  void end_row() { begin.push_back(static_cast<int32_t>(index.size())); }
+  void add(int32_t cell, double w, double lo, double hi) {
+    index.push_back(cell);
+    weight.push_back(w);
+    if (derivative) {
+      dlo.push_back(lo);
+      dhi.push_back(hi);
+    }
+  }
+  // Adds to a tap of the current row if it has one. Samples come in increasing order, so it is one of the last two.
+  void merge(int32_t cell, double w, double lo, double hi) {
+    const size_t row = static_cast<size_t>(begin.back()), end = index.size();
+    for (size_t i = end; i > row && i + 2 > end; --i) {
+      if (index[i - 1] != cell) continue;
+      weight[i - 1] += w;
+      if (derivative) {
+        dlo[i - 1] += lo;
+        dhi[i - 1] += hi;
+      }
+      return;
+    }
+    add(cell, w, lo, hi);
+  }
+};
+
+// Sample positions of one axis of one box: P bins of `grid` samples each.
+template <class T>
+struct Samples {
+  T start = 0, size = 0, bin = 0, grid = 0;
+  double scale = 1;
+  int32_t bins = 0, length = 0;
+  bool derivative = false;  // of the weights, wanted
+  bool finite = false, resizes = true;  // resizes: the size follows the box edges (it was not forced to one pixel)
+
+  Samples(T lo, T hi, double scale_, int32_t bins_, int32_t length_, int64_t ratio, bool aligned,
+          bool derivative_)
+      : scale(scale_), bins(bins_), length(length_), derivative(derivative_) {
+    const T factor = static_cast<T>(scale_), offset = aligned ? T(0.5) : T(0);
+    start = lo * factor - offset;
+    const T end = hi * factor - offset;
+    size = end - start;
+    finite = std::isfinite(lo) && std::isfinite(hi) && std::isfinite(start) && std::isfinite(size);
+    if (!aligned) {
+      resizes = size >= T(1);
+      size = std::max(size, T(1));
+    }
+    bin = size / static_cast<T>(bins);
+    grid = ratio > 0 ? static_cast<T>(ratio) : std::ceil(bin);
+  }
+
+  T at(int32_t p, double i) const {
+    return (start + static_cast<T>(p) * bin) + ((static_cast<T>(i) + T(0.5)) * bin) / grid;
+  }
+  // The samples of a bin in increasing position: an inverted box has them mirrored.
+  double mirror(double i) const { return bin >= 0 ? i : (static_cast<double>(grid) - 1) - i; }
+  T sorted_at(int32_t p, double i) const { return at(p, mirror(i)); }
+  bool inside(T s) const { return s >= T(-1) && s <= static_cast<T>(length); }
+  // Visiting every sample is no more work than visiting every cell.
+  bool few() const {
+    const double cells = std::min<double>(length + 1.0, std::abs(static_cast<double>(bin))) + 2;
+    return static_cast<double>(grid) <= std::max(8.0, 2 * cells);
+  }
+
+  // The first sorted sample in [i, end) at or beyond `limit` (strictly beyond if `past`), or end. Positions do not
+  // decrease, rounding included, so bisection finds exactly what visiting each sample would; the guess makes it short.
+  double first_from(int32_t p, double i, double end, T limit, bool past) const {
+    auto reached = [&](double k) {
+      const T s = sorted_at(p, k);
+      return past ? s > limit : s >= limit;
+    };
+    if (i >= end || reached(i)) return i;
+    double low = i, high = end;  // low has not reached the limit; high has, or is the end
+    const double step = std::abs(static_cast<double>(bin)) / static_cast<double>(grid);
+    const double guess = i + std::ceil((static_cast<double>(limit) - static_cast<double>(sorted_at(p, i))) / step);
+    for (const double probe : {guess, guess - 1, guess + 1}) {
+      if (!(probe > low && probe < high)) continue;
+      (reached(probe) ? high : low) = probe;
+    }
+    while (high - low > 1) {
+      const double middle = std::floor(low + (high - low) / 2);
+      if (!(middle > low && middle < high)) break;  // indices beyond 2^53 have no integer in between
+      (reached(middle) ? high : low) = middle;
+    }
+    return high;
+  }
+};
+
+// Where one sample falls: cell j, and the fraction towards j + 1.
+template <class T>
+struct Spot {
+  int32_t cell;
+  T fraction;
+  bool slopes;  // moving the sample changes the value
+  bool last;    // only the last cell is touched
+
+  Spot(T s, int32_t length) {
+    const T top = static_cast<T>(length - 1);
+    const T clamped = std::min(std::max(s, T(0)), top);
+    cell = std::min(static_cast<int32_t>(clamped), length - 1);
+    last = cell == length - 1;
+    slopes = s >= T(0) && !last;
+    fraction = clamped - static_cast<T>(cell);
+  }
+};
+
+// How a sample moves with the two edges, summed over `count` samples whose mean index is `mean`.
+struct Motion {
+  double lo, hi;
+  template <class T>
+  Motion(const Samples<T>& axis, int32_t p, double mean, double count, double divisor) : lo(0), hi(0) {
+    if (!axis.derivative) return;
+    const double scale = axis.scale * count / divisor;
+    const double along = axis.resizes ? (p + (mean + 0.5) / static_cast<double>(axis.grid)) / axis.bins : 0;
+    lo = scale * (1 - along);
+    hi = scale * along;
+  }
+};
+
+template <class T>
+void add_samples(Taps& taps, const Samples<T>& axis, const Spot<T>& spot, double fractions, double count,
+                 const Motion& motion, double divisor) {
+  if (spot.last) {
+    taps.merge(spot.cell, count / divisor, 0, 0);
+    return;
+  }
+  const double lo = spot.slopes ? motion.lo : 0, hi = spot.slopes ? motion.hi : 0;
+  taps.merge(spot.cell, (count - fractions) / divisor, -lo, -hi);
+  taps.merge(spot.cell + 1, fractions / divisor, lo, hi);
+  (void)axis;
+}
+
+// Calls visit(first, last) for each maximal range of sorted samples inside the map that lie in one cell, in order.
+template <class T, class Visit>
+void for_each_cell(const Samples<T>& axis, int32_t p, Visit&& visit) {
+  const double grid = static_cast<double>(axis.grid);
+  const double end = axis.first_from(p, 0, grid, static_cast<T>(axis.length), true);
+  double i = axis.first_from(p, 0, end, T(-1), false);
+  while (i < end) {
+    const T s = axis.sorted_at(p, i);
+    double next = end;
+    if (s < static_cast<T>(axis.length - 1))
+      next = axis.first_from(p, i, end, s < T(0) ? T(0) : std::floor(s) + T(1), false);
+    visit(i, next - 1);
+    i = next;
+  }
+}
+
+// Mean over the samples of each bin.
+template <class T>
+void average_taps(Taps& taps, const Samples<T>& axis) {
+  const double grid = static_cast<double>(axis.grid);
+  const bool few = axis.few();
+  for (int32_t p = 0; p < axis.bins; ++p, taps.end_row()) {
+    if (few) {
+      for (double i = 0; i < grid; ++i) {
+        const T s = axis.sorted_at(p, i);
+        if (!axis.inside(s)) continue;
+        const Spot<T> spot(s, axis.length);
+        add_samples(taps, axis, spot, static_cast<double>(spot.fraction), 1, Motion(axis, p, axis.mirror(i), 1, grid),
+                    grid);
+      }
+      continue;
+    }
+    for_each_cell(axis, p, [&](double first, double last) {
+      const double count = last - first + 1;
+      const Spot<T> a(axis.sorted_at(p, first), axis.length), b(axis.sorted_at(p, last), axis.length);
+      const double fractions = count * (static_cast<double>(a.fraction) + static_cast<double>(b.fraction)) / 2;
+      add_samples(taps, axis, a, fractions, count, Motion(axis, p, axis.mirror((first + last) / 2), count, grid), grid);
+    });
+  }
+}
+
+// One row per sample that can be the first maximum of its bin, in the order of the samples. Along an axis the value is
+// linear within a cell, so only the first and the last sample of a cell can; and the first one on either side outside.
+template <class T>
+void sample_taps(Taps& taps, const Samples<T>& axis) {
+  const double grid = static_cast<double>(axis.grid);
+  const bool few = axis.few();
+  std::vector<double> chosen;
+  taps.group.push_back(0);
+  for (int32_t p = 0; p < axis.bins; ++p) {
+    chosen.clear();
+    if (few) {
+      for (double i = 0; i < grid; ++i) chosen.push_back(i);
+    } else {
+      const double above = axis.first_from(p, 0, grid, static_cast<T>(axis.length), true);
+      const double below = axis.first_from(p, 0, above, T(-1), false);
+      auto keep = [&](double first, double last) {  // one sample or two
+        if (first > last) return;
+        chosen.push_back(axis.mirror(first));
+        if (last > first) chosen.push_back(axis.mirror(last));
+      };
+      keep(0, below - 1);
+      for_each_cell(axis, p, keep);
+      keep(above, grid - 1);
+      if (axis.bin < 0) std::reverse(chosen.begin(), chosen.end());
+    }
+    for (const double i : chosen) {
+      const T s = axis.at(p, i);
+      if (axis.inside(s)) {
+        const Spot<T> spot(s, axis.length);
+        add_samples(taps, axis, spot, static_cast<double>(spot.fraction), 1, Motion(axis, p, i, 1, 1), 1);
+      }
+      taps.end_row();
+    }
+    taps.group.push_back(static_cast<int32_t>(taps.begin.size()) - 1);
+  }
+}
+
+// The integral of the hat function from -infinity to t.
+inline double hat_integral(double t) {
+  t = std::min(std::max(t, -1.0), 1.0);
+  return 0.5 + t - t * std::abs(t) / 2;
+}
+inline double hat(double t) { return std::max(0.0, 1 - std::abs(t)); }
+
+// Precise RoI pooling: the mean over the bin of the interpolated map, which is zero outside. False if not finite.
+template <class T>
+bool integral_taps(Taps& taps, T lo, T hi, double scale, int32_t bins, int32_t length) {
+  const double start = static_cast<double>(lo) * scale, raw = static_cast<double>(hi) * scale - start;
+  if (!std::isfinite(lo) || !std::isfinite(hi) || !std::isfinite(start) || !std::isfinite(raw)) return false;
+  const double bin = std::max(raw, 0.0) / bins;
+  for (int32_t p = 0; p < bins; ++p, taps.end_row()) {
+    if (!(bin > 0)) continue;
+    const double from = start + p * bin, to = start + (p + 1) * bin;
+    const double first = std::max(std::floor(from), 0.0), last = std::min(std::ceil(to), length - 1.0);
+    for (double y = first; y <= last; ++y) {
+      const double mean = (hat_integral(to - y) - hat_integral(from - y)) / bin;
+      const double moved = (hat(to - y) - hat(from - y)) / bin;
+      const double grown = ((p + 1) * hat(to - y) - p * hat(from - y) - mean) / bin / bins;
+      taps.add(static_cast<int32_t>(y), mean, scale * (moved - grown), scale * grown);
+    }
+  }
+  return true;
+}
+
+// RoIPool: the whole cells of each bin. False if not finite.
+template <class T>
+bool cell_taps(Taps& taps, T lo, T hi, double scale, int32_t bins, int32_t length) {
+  const T first = std::round(lo * static_cast<T>(scale)), last = std::round(hi * static_cast<T>(scale));
+  const T size = std::max(last - first + T(1), T(1));
+  if (!std::isfinite(lo) || !std::isfinite(hi) || !std::isfinite(first) || !std::isfinite(size)) return false;
+  const T bin = size / static_cast<T>(bins), top = static_cast<T>(length);
+  for (int32_t p = 0; p < bins; ++p, taps.end_row()) {
+    const T from = std::floor(static_cast<T>(p) * bin) + first, to = std::ceil(static_cast<T>(p + 1) * bin) + first;
+    const auto begin = static_cast<int32_t>(std::min(std::max(from, T(0)), top));
+    const auto end = static_cast<int32_t>(std::min(std::max(to, T(0)), top));
+    for (int32_t cell = begin; cell < end; ++cell) taps.add(cell, 1, 0, 0);
+  }
+  return true;
+}
+
+}  // namespace roialign

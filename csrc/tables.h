@@ -1,0 +1,78 @@
+// Boxes as matrices: for each box one banded matrix per axis (DESIGN.md, section 1).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core.h"
+
+namespace roialign {
+
+// A sparse matrix in compressed rows: row r holds index[begin[r] .. begin[r+1]) and the same range of weight.
+template <class A>
+struct Matrix {
+  const int32_t* begin = nullptr;
+  const int32_t* index = nullptr;
+  const A* weight = nullptr;
+};
+
+// Consecutive cells of the map: cell, cell+1, ... hold positions at, at+1, ...
+struct Run {
+  int32_t cell, at, count;
+};
+
+// One axis of one box. Only the cells that some sample touches exist here: they are numbered by position,
+// in increasing order, and `cell` and `run` say where on the map they lie.
+template <class A>
+struct Axis {
+  Matrix<A> bins;   // bins x positions; for the max of samples: samples x positions; for roipool weights are unset
+  Matrix<A> cells;  // the transpose, positions x bins; only when the gradient to the input is wanted
+  const A* dlo = nullptr;  // derivatives of bins.weight (of the sample's position, for the max of samples) with
+  const A* dhi = nullptr;  // respect to the two box edges; only when the gradient to the boxes is wanted
+  const int32_t* group = nullptr;  // max of samples: the samples of each bin are group[p] .. group[p+1]
+  const int32_t* cell = nullptr;   // position -> cell
+  const Run* run = nullptr;
+  int32_t rows = 0, touched = 0, runs = 0;
+  int32_t uniform = 0;  // taps in every row of bins when that is the same small number, else 0
+};
+
+template <class A>
+struct Box {
+  Axis<A> y, x;
+  int64_t row = 0;      // in rois and in the pooled tensor
+  bool finite = false;  // otherwise the answer is NaN and the axes are empty
+};
+
+// What the tables must hold besides the bins.
+struct Wanted {
+  bool transpose = false, derivative = false;
+};
+
+// Memory of many small arrays that die together.
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena();
+
+  template <class V>
+  V* take(size_t count) {
+    return static_cast<V*>(bytes(count * sizeof(V)));
+  }
+
+ private:
+  void* bytes(size_t size);
+
+  struct Chunk;
+  Chunk* newest_ = nullptr;
+  char* free_ = nullptr;
+  size_t left_ = 0;
+};
+
+// Fills boxes[i] from row boxes[i].row of the rois, for i in [0, count). Positions are computed in the type of the
+// rois, weights are kept in the type the kernels accumulate in (double for float64 maps, else float).
+template <class A>
+void build_tables(const Call& call, Wanted wanted, Box<A>* boxes, int64_t count, Arena& arena);
+
+}  // namespace roialign
