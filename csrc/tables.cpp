@@ -47,12 +47,12 @@ class Compactor {
  public:
   explicit Compactor(Arena& arena) : arena_(arena) {}
 
-  void compact(const Taps& taps, const Call& call, Wanted wanted, Axis<A>& axis) {
+  void compact(const Taps& taps, const Call& call, Wanted wanted, bool pad, Axis<A>& axis) {
     axis = Axis<A>();
     axis.rows = static_cast<int32_t>(taps.begin.size()) - 1;
     number_cells(taps, axis);
     if (wanted.transpose && call.kind != Kind::align_max && call.kind != Kind::roipool) transpose(taps, axis);
-    copy_rows(taps, axis, call.kind);
+    copy_rows(taps, axis, pad && (call.kind == Kind::align_avg || call.kind == Kind::prroi));
     if (!taps.group.empty()) axis.group = copy(taps.group);
   }
 
@@ -115,10 +115,11 @@ class Compactor {
     axis.cells = {begin, index, weight};
   }
 
-  // Rows of two to four taps get the same length, so that the kernels' inner loops have a fixed one. The padding
+  // If `pad`, rows of one to four taps get the same length, so that the kernels' innermost loop over columns has a fixed
+  // one (over rows the choice is made once per strip, and padding would only add work). The padding
   // repeats the last tap, each copy with its share of the weight: no new cell is read and nothing is multiplied by an
   // added zero, which would turn an infinity into a NaN.
-  void copy_rows(const Taps& taps, Axis<A>& axis, Kind kind) {
+  void copy_rows(const Taps& taps, Axis<A>& axis, bool pad) {
     const auto rows = static_cast<size_t>(axis.rows);
     int32_t fewest = rows ? INT32_MAX : 0, most = 0;
     for (size_t r = 0; r < rows; ++r) {
@@ -126,8 +127,7 @@ class Compactor {
       fewest = std::min(fewest, n);
       most = std::max(most, n);
     }
-    const bool mean = kind == Kind::align_avg || kind == Kind::prroi;
-    if (mean && fewest >= 1 && most <= 4) axis.uniform = most;
+    if (pad && fewest >= 1 && most <= 4) axis.uniform = most;
     const size_t count = axis.uniform ? rows * static_cast<size_t>(axis.uniform) : taps.index.size();
     int32_t* begin = arena_.take<int32_t>(rows + 1);
     int32_t* index = arena_.take<int32_t>(count);
@@ -187,8 +187,8 @@ void build(const Call& call, Wanted wanted, Box<A>* boxes, int64_t count, Arena&
                              wanted.derivative);
     box.finite = y && x;
     if (!box.finite) continue;
-    compactor.compact(taps_y, call, wanted, box.y);
-    compactor.compact(taps_x, call, wanted, box.x);
+    compactor.compact(taps_y, call, wanted, false, box.y);
+    compactor.compact(taps_x, call, wanted, true, box.x);
   }
 }
 

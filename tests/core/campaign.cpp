@@ -1,0 +1,178 @@
+// Random calls into the core, meant to be run under sanitizers: every buffer is a heap block of exactly the size that
+// its shape and strides reach, so that a read or write one element too far is seen.
+//
+//   campaign random SECONDS SEED    sizes, strides, dtypes, kinds and boxes of every sort, on one thread at a time
+//   campaign threads SECONDS SEED   four threads call at once, each through a pool of two; answers must agree to the bit
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core.h"
+#include "kernels.h"
+#include "parallel.h"
+
+namespace {
+
+using namespace roialign;
+using Bytes = std::vector<char>;
+
+// A pool as simple as one can be: a fresh thread for each range.
+int32_t parallel_for(int64_t begin, int64_t end, int64_t, ParallelBody body, void* context) {
+  std::vector<std::thread> threads;
+  for (int64_t i = begin; i < end; ++i) threads.emplace_back([=] { body(i, i + 1, context); });
+  for (std::thread& thread : threads) thread.join();
+  return 0;
+}
+int32_t two_threads(uint32_t* threads) {
+  *threads = 2;
+  return 0;
+}
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : engine_(seed) {}
+  int64_t between(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine_); }
+  bool chance(double p) { return std::bernoulli_distribution(p)(engine_); }
+  double near(double size) { return std::normal_distribution<double>(size / 2, size)(engine_); }
+  template <class T>
+  T pick(std::initializer_list<T> from) {
+    return from.begin()[between(0, static_cast<int64_t>(from.size()) - 1)];
+  }
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+int64_t item_size(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2; }
+
+struct Tensor {
+  Bytes bytes;
+  Level level;
+};
+
+// A map with strides of some layout; `dense` ones are contiguous or channels_last.
+Tensor make_map(Random& random, DType type, int64_t n, int64_t c, int64_t h, int64_t w, bool dense) {
+  Tensor tensor;
+  Level& level = tensor.level;
+  level.images = n, level.channels = c, level.height = h, level.width = w;
+  const int64_t size[4] = {n, c, h, w};
+  int order[4] = {0, 1, 2, 3};  // from the slowest dimension
+  if (random.chance(0.5)) order[1] = 2, order[2] = 3, order[3] = 1;
+  if (!dense && random.chance(0.3)) std::swap(order[random.between(0, 3)], order[random.between(0, 3)]);
+  int64_t stride = dense ? 1 : random.pick<int64_t>({1, 1, 1, 2, 3});
+  int64_t last = 0;
+  for (int i = 3; i >= 0; --i) {
+    level.stride[order[i]] = !dense && random.chance(0.05) ? 0 : stride;
+    last += level.stride[order[i]] * std::max<int64_t>(size[order[i]] - 1, 0);
+    stride *= std::max<int64_t>(size[order[i]], 1);
+    if (!dense && random.chance(0.2)) stride += random.between(1, 5);
+  }
+  const bool empty = n * c * h * w == 0;
+  tensor.bytes.resize(static_cast<size_t>(empty ? 0 : (last + 1) * item_size(type)));
+  for (char& byte : tensor.bytes) byte = static_cast<char>(random.between(0, 63));  // small numbers of every type
+  level.data = tensor.bytes.data();
+  level.scale_y = random.pick({1.0, 0.25, 0.3, 2.0, 1e-3});
+  level.scale_x = random.chance(0.8) ? level.scale_y : random.pick({1.0, 0.5, 7.0});
+  return tensor;
+}
+
+template <class T>
+void fill_rois(Random& random, Bytes& bytes, int64_t boxes, int64_t images, double size) {
+  bytes.resize(static_cast<size_t>(boxes) * 5 * sizeof(T));
+  const double odd[] = {0,   -1,   0.5, -0.5, size,  size + 1,  1e5, 1e9, -1e9, 1e30, -1e30, 3.4e38,
+                        NAN, -NAN, INFINITY, -INFINITY, 1e-30, 4.9e-324, std::floor(size / 2)};
+  for (int64_t i = 0; i < boxes * 5; ++i) {
+    double value = random.near(size);
+    if (random.chance(0.15)) value = odd[random.between(0, static_cast<int64_t>(std::size(odd)) - 1)];
+    if (random.chance(0.2)) value = std::floor(value);
+    if (i % 5 == 0) value = images ? static_cast<double>(random.between(0, images - 1)) : 0;
+    if (i % 5 == 0 && random.chance(0.002)) value = odd[random.between(5, 18)];
+    const T typed = static_cast<T>(value);
+    std::memcpy(bytes.data() + static_cast<size_t>(i) * sizeof(T), &typed, sizeof(T));
+  }
+}
+
+// One random call in all three directions; returns everything it wrote.
+Bytes one_case(uint64_t seed) {
+  Random random(seed);
+  Call call;
+  call.kind = static_cast<Kind>(random.between(0, 3));
+  call.dtype = static_cast<DType>(random.between(0, 3));
+  const int64_t n = random.between(0, 3), c = random.pick<int64_t>({0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 40});
+  std::vector<Tensor> maps, grads;
+  std::vector<Level> levels, targets;
+  for (int64_t l = random.between(1, 3); l > 0; --l) {
+    const int64_t h = random.between(1, 40), w = random.between(1, 40);
+    maps.push_back(make_map(random, call.dtype, n, c, h, w, false));
+    grads.push_back(make_map(random, call.dtype, n, c, h, w, true));
+    levels.push_back(maps.back().level);
+    targets.push_back(grads.back().level);
+  }
+  call.levels = levels.data();
+  call.level_count = static_cast<int64_t>(levels.size());
+  call.boxes = n ? random.between(0, 30) : 0;
+  call.rois_f64 = random.chance(0.4);
+  Bytes rois;
+  call.rois_f64 ? fill_rois<double>(random, rois, call.boxes, n, 40) : fill_rois<float>(random, rois, call.boxes, n, 40);
+  call.rois = rois.data();
+  std::vector<int64_t> level_of_box(static_cast<size_t>(call.boxes));
+  for (int64_t& level : level_of_box) level = random.between(0, call.level_count - 1);
+  if (random.chance(0.02) && call.boxes) level_of_box[0] = random.pick<int64_t>({-1, call.level_count, INT64_MAX});
+  if (call.level_count > 1 || random.chance(0.5)) call.level_of_box = level_of_box.data();
+  call.pooled_h = static_cast<int32_t>(random.between(1, 9));
+  call.pooled_w = static_cast<int32_t>(random.between(1, 9));
+  call.sampling_ratio = random.pick<int64_t>({0, 0, 1, 2, 2, 3, 10, 1000, 100000, INT64_MAX});
+  call.aligned = random.chance(0.5);
+  call.pooled_channels_last = random.chance(0.3);
+  Bytes pooled(static_cast<size_t>(call.boxes * c * call.pooled_h * call.pooled_w * item_size(call.dtype)));
+  Bytes box_grad(rois.size());
+  call.pooled = pooled.data();
+
+  const int64_t bad = forward(call);
+  Bytes written = pooled;
+  for (char& byte : pooled) byte = static_cast<char>(random.between(0, 63));
+  if (backward_input(call, targets.data()) != bad || backward_boxes(call, box_grad.data()) != bad) {
+    std::fprintf(stderr, "seed %llu: the directions disagree about row %lld\n", static_cast<unsigned long long>(seed),
+                 static_cast<long long>(bad));
+    std::exit(1);
+  }
+  if (bad >= 0) return {};
+  for (const Tensor& grad : grads) written.insert(written.end(), grad.bytes.begin(), grad.bytes.end());
+  written.insert(written.end(), box_grad.begin(), box_grad.end());
+  return written;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count != 4) return std::fprintf(stderr, "usage: campaign random|threads SECONDS SEED\n"), 2;
+  const bool threads = std::string(arguments[1]) == "threads";
+  const double seconds = std::atof(arguments[2]);
+  uint64_t seed = std::strtoull(arguments[3], nullptr, 10);
+  const auto start = std::chrono::steady_clock::now();
+  auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
+  int64_t cases = 0;
+  for (; elapsed() < seconds; ++seed, ++cases) {
+    set_thread_pool(nullptr, nullptr);
+    const char* const sets[] = {"baseline", "avx2", "avx512"};
+    if (!choose_kernels(sets[seed % 3])) choose_kernels("");
+    const Bytes alone = one_case(seed);
+    if (!threads) continue;
+    set_thread_pool(parallel_for, two_threads);
+    std::vector<Bytes> answers(4);
+    std::vector<std::thread> callers;
+    for (Bytes& answer : answers) callers.emplace_back([&answer, seed] { answer = one_case(seed); });
+    for (std::thread& caller : callers) caller.join();
+    for (const Bytes& answer : answers)
+      if (answer != alone) return std::fprintf(stderr, "seed %llu: threads change the answer\n", (unsigned long long)seed), 1;
+  }
+  std::printf("%lld cases passed, 0 failed\n", static_cast<long long>(cases));
+  return 0;
+}
