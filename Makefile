@@ -8,11 +8,12 @@ demo: .venv/ready
 	$(BIN)/roialign demo --out demo
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h tests/core/*.cpp
 
 types: .venv/ready
 	$(BIN)/mypy

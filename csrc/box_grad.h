@@ -3,7 +3,8 @@
 #pragma once
 
 // Adds to result: d/dy1, d/dy2, d/dx1, d/dx2 of sum(grad * out) over one channel block.
-//   along y: sum over p, t of dAy[p, t] * <map row t, (grad Ax) row p>     along x: dAx[p, t] * <grad col p, (Ay map) col t>
+//   along y: sum over p, t of dAy[p, t] * <map row t, (grad Ax) row p>     along x: dAx[p, t] * <grad col p, (Ay map)
+//   col t>
 template <class A>
 static void mean_box_grad(const KernelArgs& args, const View<A>& view, const Box<A>& box, int32_t first, int32_t rows,
                           const A* tile, double* result) {
@@ -86,7 +87,8 @@ static void backward_boxes_piece(const KernelArgs& args, const Piece& piece) {
   const int32_t step = tile_rows(args.pooled), width = args.pooled.width;
   for_each_block<S, A>(args, piece, [&](const View<A>& view, int64_t i, int64_t channel, int lanes) {
     const Box<A>& box = boxes[i];
-    if (i + 1 < piece.box_count && piece.access == Access::whole) fetch_ahead<S>(args, boxes[i + 1].row, channel, lanes);
+    if (i + 1 < piece.box_count && piece.access == Access::whole)
+      fetch_ahead<S>(args, boxes[i + 1].row, channel, lanes);
     if (!box.y.touched || !box.x.touched) return;
     for (int32_t first = 0; first < args.pooled.height; first += step) {
       const int32_t rows = args.pooled.height - first < step ? args.pooled.height - first : step;

@@ -33,8 +33,8 @@ static void pack_planes(const S* from, int64_t channel_stride, int lanes, int64_
 template <class S, class A>
 static void pack_cells(const Map& map, int64_t channel, int lanes, int64_t y, int64_t x, int64_t count, A* to) {
   constexpr int n = kLanes<A>;
-  const S* from = reinterpret_cast<const S*>(map.data) + channel * map.channel_stride + y * map.row_stride +
-                  x * map.pixel_stride;
+  const S* from =
+      reinterpret_cast<const S*>(map.data) + channel * map.channel_stride + y * map.row_stride + x * map.pixel_stride;
   if (map.pixel_stride == 1 && map.channel_stride != 1) return pack_planes(from, map.channel_stride, lanes, count, to);
   for (int64_t i = 0; i < count; ++i, from += map.pixel_stride, to += n) {
     if (map.channel_stride == 1) {
@@ -94,8 +94,7 @@ static void unpack_rows(const Map& map, int64_t channel, int lanes, int64_t y, i
       continue;
     }
     for (int64_t x = 0; x < map.width; ++x)
-      for (int c = 0; c < lanes; ++c)
-        narrow(from[x * n + c], to[x * map.pixel_stride + c * map.channel_stride]);
+      for (int c = 0; c < lanes; ++c) narrow(from[x * n + c], to[x * map.pixel_stride + c * map.channel_stride]);
   }
 }
 

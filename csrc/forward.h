@@ -88,11 +88,16 @@ static void contract_columns(const Matrix<A>& bins, int32_t uniform, int32_t cou
                              int32_t rows, A* pixels) {
   constexpr int n = kLanes<A>;
   switch (uniform) {
-    case 1: return contract_columns_fixed<A, 1>(bins, count, strips, strip, rows, pixels);
-    case 2: return contract_columns_fixed<A, 2>(bins, count, strips, strip, rows, pixels);
-    case 3: return contract_columns_fixed<A, 3>(bins, count, strips, strip, rows, pixels);
-    case 4: return contract_columns_fixed<A, 4>(bins, count, strips, strip, rows, pixels);
-    default: break;
+    case 1:
+      return contract_columns_fixed<A, 1>(bins, count, strips, strip, rows, pixels);
+    case 2:
+      return contract_columns_fixed<A, 2>(bins, count, strips, strip, rows, pixels);
+    case 3:
+      return contract_columns_fixed<A, 3>(bins, count, strips, strip, rows, pixels);
+    case 4:
+      return contract_columns_fixed<A, 4>(bins, count, strips, strip, rows, pixels);
+    default:
+      break;
   }
   for (int32_t p = 0; p < count; ++p) {
     const int32_t first = bins.begin[p], end = bins.begin[p + 1];

@@ -10,15 +10,11 @@
 namespace roialign {
 namespace ROI_SET {
 
-#include "lanes.h"
-
-#include "edge.h"
-
-#include "forward.h"
-
 #include "backward.h"
-
 #include "box_grad.h"
+#include "edge.h"
+#include "forward.h"
+#include "lanes.h"
 
 }  // namespace ROI_SET
 
@@ -26,8 +22,7 @@ namespace ROI_SET {
 #define ROI_JOIN(a, b) ROI_JOIN_(a, b)
 #define ROI_STRING_(a) #a
 #define ROI_STRING(a) ROI_STRING_(a)
-#define ROI_EACH_TYPE(f) \
-  { ROI_SET::f<float>, ROI_SET::f<double>, ROI_SET::f<ROI_SET::Half>, ROI_SET::f<ROI_SET::BFloat> }
+#define ROI_EACH_TYPE(f) {ROI_SET::f<float>, ROI_SET::f<double>, ROI_SET::f<ROI_SET::Half>, ROI_SET::f<ROI_SET::BFloat>}
 
 const KernelSet ROI_JOIN(kernels_, ROI_SET) = {
     ROI_STRING(ROI_SET),

@@ -81,8 +81,7 @@ ROI_INLINE V interleave(V a, V b) {
   constexpr int n = sizeof(V) / sizeof(a[0]), o = upper ? n / 2 : 0;
   if constexpr (n == 2) return __builtin_shufflevector(a, b, o, o + 2);
   if constexpr (n == 4) return __builtin_shufflevector(a, b, o, o + 4, o + 1, o + 5);
-  if constexpr (n == 8)
-    return __builtin_shufflevector(a, b, o, o + 8, o + 1, o + 9, o + 2, o + 10, o + 3, o + 11);
+  if constexpr (n == 8) return __builtin_shufflevector(a, b, o, o + 8, o + 1, o + 9, o + 2, o + 10, o + 3, o + 11);
   if constexpr (n == 16)
     return __builtin_shufflevector(a, b, o, o + 16, o + 1, o + 17, o + 2, o + 18, o + 3, o + 19, o + 4, o + 20, o + 5,
                                    o + 21, o + 6, o + 22, o + 7, o + 23);
@@ -291,7 +290,8 @@ ROI_INLINE void stream_lines(char* to, const char* from, int64_t lines) {
     _mm512_stream_si512(reinterpret_cast<__m512i*>(to) + i, _mm512_load_si512(from + 64 * i));
 #elif defined(__AVX2__)
   for (int64_t i = 0; i < 2 * lines; ++i)
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(to) + i, _mm256_load_si256(reinterpret_cast<const __m256i*>(from) + i));
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to) + i,
+                        _mm256_load_si256(reinterpret_cast<const __m256i*>(from) + i));
 #elif defined(__SSE2__)
   for (int64_t i = 0; i < 4 * lines; ++i)
     _mm_stream_si128(reinterpret_cast<__m128i*>(to) + i, _mm_load_si128(reinterpret_cast<const __m128i*>(from) + i));

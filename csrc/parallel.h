@@ -32,8 +32,8 @@ void for_each_task(int64_t tasks, int64_t threads, Worker&& worker) {
   };
   auto body = [&worker, &next](int64_t) { worker(next); };
   using Body = decltype(body);
-  run_workers(tasks < threads ? tasks : threads, [](int64_t w, void* context) { (*static_cast<Body*>(context))(w); },
-              &body);
+  run_workers(
+      tasks < threads ? tasks : threads, [](int64_t w, void* context) { (*static_cast<Body*>(context))(w); }, &body);
 }
 
 }  // namespace roialign

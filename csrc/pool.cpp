@@ -69,7 +69,11 @@ class Scratch {
 
 Map image_map(const Level& level, int64_t image, DType type) {
   return {level.data + image * level.stride[0] * item_size(type),
-          level.stride[1], level.stride[2], level.stride[3], level.height, level.width};
+          level.stride[1],
+          level.stride[2],
+          level.stride[3],
+          level.height,
+          level.width};
 }
 
 // What every direction prepares.
@@ -202,8 +206,8 @@ void run_backward_input(const Call& call, const Level* grads) {
         piece.box_count = group.end - group.begin;
       }
       // Few channels: rows of the map go to different threads. Every sum stays in the order of the boxes.
-      const int64_t bands = std::clamp<int64_t>(
-          piece.box_count ? work.threads * 4 / std::max<int64_t>(busy, 1) : 1, 1, ceil_div(grad.height, 8));
+      const int64_t bands = std::clamp<int64_t>(piece.box_count ? work.threads * 4 / std::max<int64_t>(busy, 1) : 1, 1,
+                                                ceil_div(grad.height, 8));
       for (int64_t block = 0; block < work.blocks; ++block)
         for (int64_t band = 0; band < bands; ++band) {
           piece.channel = block * work.lanes;

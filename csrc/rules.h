@@ -54,11 +54,10 @@ struct Samples {
   T start = 0, size = 0, bin = 0, grid = 0;
   double scale = 1;
   int32_t bins = 0, length = 0;
-  bool derivative = false;  // of the weights, wanted
+  bool derivative = false;              // of the weights, wanted
   bool finite = false, resizes = true;  // resizes: the size follows the box edges (it was not forced to one pixel)
 
-  Samples(T lo, T hi, double scale_, int32_t bins_, int32_t length_, int64_t ratio, bool aligned,
-          bool derivative_)
+  Samples(T lo, T hi, double scale_, int32_t bins_, int32_t length_, int64_t ratio, bool aligned, bool derivative_)
       : scale(scale_), bins(bins_), length(length_), derivative(derivative_) {
     const T factor = static_cast<T>(scale_), offset = aligned ? T(0.5) : T(0);
     start = lo * factor - offset;

@@ -115,10 +115,10 @@ class Compactor {
     axis.cells = {begin, index, weight};
   }
 
-  // If `pad`, rows of one to four taps get the same length, so that the kernels' innermost loop over columns has a fixed
-  // one (over rows the choice is made once per strip, and padding would only add work). The padding
-  // repeats the last tap, each copy with its share of the weight: no new cell is read and nothing is multiplied by an
-  // added zero, which would turn an infinity into a NaN.
+  // If `pad`, rows of one to four taps get the same length, so that the kernels' innermost loop over columns has a
+  // fixed one (over rows the choice is made once per strip, and padding would only add work). The padding repeats the
+  // last tap, each copy with its share of the weight: no new cell is read and nothing is multiplied by an added zero,
+  // which would turn an infinity into a NaN.
   void copy_rows(const Taps& taps, Axis<A>& axis, bool pad) {
     const auto rows = static_cast<size_t>(axis.rows);
     int32_t fewest = rows ? INT32_MAX : 0, most = 0;
@@ -181,10 +181,10 @@ void build(const Call& call, Wanted wanted, Box<A>* boxes, int64_t count, Arena&
     Box<A>& box = boxes[i];
     const T* roi = static_cast<const T*>(call.rois) + 5 * box.row;
     const Level& level = call.levels[call.level_of_box ? call.level_of_box[box.row] : 0];
-    const bool y = axis_taps(taps_y, call, roi[2], roi[4], level.scale_y, call.pooled_h, level.height,
-                             wanted.derivative);
-    const bool x = axis_taps(taps_x, call, roi[1], roi[3], level.scale_x, call.pooled_w, level.width,
-                             wanted.derivative);
+    const bool y =
+        axis_taps(taps_y, call, roi[2], roi[4], level.scale_y, call.pooled_h, level.height, wanted.derivative);
+    const bool x =
+        axis_taps(taps_x, call, roi[1], roi[3], level.scale_x, call.pooled_w, level.width, wanted.derivative);
     box.finite = y && x;
     if (!box.finite) continue;
     compactor.compact(taps_y, call, wanted, false, box.y);

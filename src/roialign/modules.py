@@ -265,6 +265,6 @@ def _infer_scale(name: str, cells: tuple[int, int], pixels: tuple[int, int]) -> 
     if fits(0, nearest[0]) and fits(1, nearest[1]):
         return nearest[0], nearest[1]
     raise ValueError(
-        f"image_shapes: the largest image is {pixels[0]} x {pixels[1]}, but x[{name!r}] is {cells[0]} x {cells[1]}: no "
+        f"image_shapes: the largest image is {pixels}, but x[{name!r}] is {cells}: no "
         f"power of two scales one to the other"
     )

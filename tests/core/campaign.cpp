@@ -2,7 +2,8 @@
 // its shape and strides reach, so that a read or write one element too far is seen.
 //
 //   campaign random SECONDS SEED    sizes, strides, dtypes, kinds and boxes of every sort, on one thread at a time
-//   campaign threads SECONDS SEED   four threads call at once, each through a pool of two; answers must agree to the bit
+//   campaign threads SECONDS SEED   four threads call at once, each through a pool of two; answers must agree to the
+//   bit
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -86,8 +87,25 @@ Tensor make_map(Random& random, DType type, int64_t n, int64_t c, int64_t h, int
 template <class T>
 void fill_rois(Random& random, Bytes& bytes, int64_t boxes, int64_t images, double size) {
   bytes.resize(static_cast<size_t>(boxes) * 5 * sizeof(T));
-  const double odd[] = {0,   -1,   0.5, -0.5, size,  size + 1,  1e5, 1e9, -1e9, 1e30, -1e30, 3.4e38,
-                        NAN, -NAN, INFINITY, -INFINITY, 1e-30, 4.9e-324, std::floor(size / 2)};
+  const double odd[] = {0,
+                        -1,
+                        0.5,
+                        -0.5,
+                        size,
+                        size + 1,
+                        1e5,
+                        1e9,
+                        -1e9,
+                        1e30,
+                        -1e30,
+                        3.4e38,
+                        NAN,
+                        -NAN,
+                        INFINITY,
+                        -INFINITY,
+                        1e-30,
+                        4.9e-324,
+                        std::floor(size / 2)};
   for (int64_t i = 0; i < boxes * 5; ++i) {
     double value = random.near(size);
     if (random.chance(0.15)) value = odd[random.between(0, static_cast<int64_t>(std::size(odd)) - 1)];
@@ -120,7 +138,8 @@ Bytes one_case(uint64_t seed) {
   call.boxes = n ? random.between(0, 30) : 0;
   call.rois_f64 = random.chance(0.4);
   Bytes rois;
-  call.rois_f64 ? fill_rois<double>(random, rois, call.boxes, n, 40) : fill_rois<float>(random, rois, call.boxes, n, 40);
+  call.rois_f64 ? fill_rois<double>(random, rois, call.boxes, n, 40)
+                : fill_rois<float>(random, rois, call.boxes, n, 40);
   call.rois = rois.data();
   std::vector<int64_t> level_of_box(static_cast<size_t>(call.boxes));
   for (int64_t& level : level_of_box) level = random.between(0, call.level_count - 1);
@@ -171,7 +190,8 @@ int main(int count, char** arguments) {
     for (Bytes& answer : answers) callers.emplace_back([&answer, seed] { answer = one_case(seed); });
     for (std::thread& caller : callers) caller.join();
     for (const Bytes& answer : answers)
-      if (answer != alone) return std::fprintf(stderr, "seed %llu: threads change the answer\n", (unsigned long long)seed), 1;
+      if (answer != alone)
+        return std::fprintf(stderr, "seed %llu: threads change the answer\n", (unsigned long long)seed), 1;
   }
   std::printf("%lld cases passed, 0 failed\n", static_cast<long long>(cases));
   return 0;

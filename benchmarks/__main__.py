@@ -1,0 +1,8 @@
+"""``python -m benchmarks``: the same as ``roialign bench``."""
+
+import typer
+
+from roialign.cli import bench
+
+if __name__ == "__main__":
+    typer.run(bench)

@@ -1,0 +1,76 @@
+"""What is timed: which part of a call, in which layout and dtype, on how many threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Part = Literal["forward", "backward", "step"]
+
+EXTRA_DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}  # what an implementation may lack
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How one implementation is called.
+
+    Args:
+        part: ``"forward"``; ``"backward"``, the forward having been done beforehand; or ``"step"``, both together.
+        dtype: of the maps.
+        channels_last: whether the maps are.
+        box_gradient: whether the gradient to the boxes is computed beside that to the maps.
+        reuse_output: whether a call writes into memory that it wrote before, so that no page is new to it.
+        threads: how many; None takes the run's.
+    """
+
+    part: Part = "forward"
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    box_gradient: bool = False
+    reuse_output: bool = False
+    threads: int | None = None
+
+    def needs(self) -> frozenset[str]:
+        """What an implementation must be able to do."""
+        needs = {"forward" if self.part == "forward" else "backward"}
+        if self.dtype in EXTRA_DTYPES:
+            needs.add(EXTRA_DTYPES[self.dtype])
+        for option in ("channels_last", "box_gradient", "reuse_output"):
+            if getattr(self, option):
+                needs.add(option)
+        return frozenset(needs)
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One thing to time: our mode, which peers share if they can, and perhaps another of our own modes beside it.
+
+    Args:
+        mode: what is timed.
+        groups: the workloads that are timed so unless others are asked for.
+        yardstick: the name of our own other mode.
+        beside: that mode.
+    """
+
+    mode: Mode
+    groups: tuple[str, ...] = ("six",)
+    yardstick: str = ""
+    beside: Mode | None = None
+
+
+DIRECTIONS = {
+    "forward": Direction(Mode(), ("six", "pyramid", "tiny", "series")),
+    "channels_last": Direction(Mode(channels_last=True)),
+    "bfloat16": Direction(Mode(dtype=torch.bfloat16), yardstick="our float32", beside=Mode()),
+    "float16": Direction(Mode(dtype=torch.float16), yardstick="our float32", beside=Mode()),
+    "threads": Direction(
+        Mode(reuse_output=True), yardstick="our 1 thread", beside=Mode(reuse_output=True, threads=1)
+    ),
+    "backward": Direction(Mode("backward"), ("six", "pyramid", "series")),
+    "box_gradient": Direction(
+        Mode("backward", box_gradient=True), yardstick="our input only", beside=Mode("backward")
+    ),
+    "step": Direction(Mode("step"), ("six", "pyramid")),
+}  # fmt: skip

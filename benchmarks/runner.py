@@ -1,0 +1,238 @@
+"""Checks that implementations agree, then times them in turns, in one process."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+import mmap
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
+
+from .directions import DIRECTIONS, Direction, Mode
+from .peers import OURS, PEERS, Call, Peer
+from .report import FLOOR, PLAIN_FLOOR, Report, Result, Timing, machine
+from .workloads import Case, Workload, make_case, select
+
+# Largest difference between two implementations, by the largest magnitude of our result.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+SAMPLE = 2e-3  # seconds: a shorter call is repeated within a sample, so that the clock does not matter
+PAUSE = 2e-3  # seconds before a sample, in which the threads of whoever came before stop spinning
+ROUNDS = (3, 101)  # at least and at most, whatever the budget
+
+
+@dataclass
+class Contender:
+    """What takes its turn: a call on a number of threads, and the seconds per call of each of its samples."""
+
+    name: str
+    call: Call
+    threads: int
+    repeat: int = 1  # calls in a sample
+    deviation: float | None = None  # from us; None where there is nothing to compare
+    samples: list[float] = field(default_factory=list)
+
+    def answer(self) -> tuple[Tensor, ...]:
+        """What it computes; the first call also warms it up."""
+        with use_threads(self.threads):
+            return self.call()
+
+    def calibrate(self) -> None:
+        """Find how often to repeat."""
+        with use_threads(self.threads):
+            start = time.perf_counter()
+            self.call()
+            self.repeat = max(1, math.ceil(SAMPLE / (time.perf_counter() - start)))
+
+    def sample(self) -> None:
+        """Take one sample. To free the result belongs to the call, as for a user."""
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+            self.call()  # the pool is made anew
+        time.sleep(PAUSE)
+        call, repeats = self.call, range(self.repeat)
+        start = time.perf_counter()
+        for _ in repeats:
+            call()
+        self.samples.append((time.perf_counter() - start) / self.repeat)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to time, by name, and against whom."""
+
+    pairs: list[tuple[Workload, str]]
+    peers: list[Peer]
+
+
+def make_plan(workloads: Sequence[str] = (), directions: Sequence[str] = (), peers: Sequence[str] = ()) -> Plan:
+    """What is named; where nothing is, what is usual and installed, and of the peers those that are not slow.
+
+    Raises:
+        ValueError: a name is unknown, or a peer that was asked for is not installed.
+    """
+    for kind, names, known in (("direction", directions, DIRECTIONS), ("peer", peers, PEERS)):
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{kind}: got {name!r}; expected one of {', '.join(known)}")
+    absent = [PEERS[name].not_installed() for name in peers if PEERS[name].not_installed()]
+    if absent:
+        raise ValueError(f"peer: {absent[0]}")
+    pairs = [
+        (workload, name)
+        for workload in select(workloads)
+        for name, direction in DIRECTIONS.items()
+        if (name in directions if directions else workload.group in direction.groups)
+        and not OURS.why_not(workload, direction.mode)
+    ]
+    return Plan(pairs, [peer for name, peer in PEERS.items() if (name in peers if peers else not peer.slow)])
+
+
+def run(plan: Plan, console: Console, threads: int | None = None, budget: float = 5) -> Report:
+    """Time everything planned, with a progress bar; the budget is seconds per workload and direction."""
+    usual = threads or torch.get_num_threads()
+    results = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(plan.pairs))
+        for workload, name in plan.pairs:
+            progress.update(task, description=f"{workload.name} {name}")
+            count = workload.threads or usual
+            results.append(measure(workload, name, DIRECTIONS[name], plan.peers, count, budget))
+            progress.advance(task)
+    return Report(machine(usual, budget), results)
+
+
+def measure(
+    workload: Workload, name: str, direction: Direction, peers: Sequence[Peer], threads: int, budget: float
+) -> Result:
+    """Time one direction of one workload: ours, our yardstick, the peers that agree with us, and the floor."""
+    cases: dict[Mode, Case] = {}
+
+    def contender(name: str, peer: Peer, mode: Mode) -> Contender:
+        if mode not in cases:
+            cases[mode] = make_case(workload, mode)
+        count = mode.threads or threads
+        with use_threads(count):  # ONNX Runtime and OpenVINO take their number now
+            return Contender(name, peer.prepare(cases[mode]), count)
+
+    rivals = [(peer.name, peer, direction.mode) for peer in peers if not peer.why_not(workload, direction.mode)]
+    if direction.beside is not None:
+        rivals.insert(0, (direction.yardstick, OURS, direction.beside))
+
+    refused = {}
+    with use_threads(threads):
+        ours = contender(OURS.name, OURS, direction.mode)
+        answer = ours.answer()
+        contenders = [ours]
+        for rival_name, peer, mode in rivals:
+            try:
+                rival = contender(rival_name, peer, mode)
+                rival.deviation = deviation(answer, rival.answer())
+            except Exception as error:  # a peer's failure is its result, not the end of the run
+                refused[rival_name] = f"fails: {error}"
+                continue
+            if rival.deviation <= TOLERANCE[direction.mode.dtype]:
+                contenders.append(rival)
+            else:
+                refused[rival_name] = f"disagrees: largest difference {rival.deviation:.1e} of the largest value"
+        del answer
+        for floor_name, huge_pages in ((FLOOR, True), (PLAIN_FLOOR, False)):
+            contenders.append(Contender(floor_name, floor(workload, direction.mode, huge_pages), threads))
+            contenders[-1].answer()
+        for it in contenders:
+            it.calibrate()
+        take_turns(contenders, budget)
+    timings = {it.name: Timing(it.samples, it.deviation) for it in contenders}
+    return Result(workload.name, workload.group, name, threads, timings.pop(OURS.name), timings, refused)
+
+
+def take_turns(contenders: Sequence[Contender], budget: float) -> None:
+    """One sample each, round after round, every other round backwards, until the seconds are spent."""
+    deadline = time.perf_counter() + budget
+    gc.collect()
+    gc.disable()
+    try:
+        for done in range(ROUNDS[1]):
+            if done >= ROUNDS[0] and time.perf_counter() > deadline:
+                break
+            for contender in contenders if done % 2 == 0 else reversed(contenders):
+                contender.sample()
+    finally:
+        gc.enable()
+
+
+def deviation(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
+    """Largest difference by the largest magnitude of ours, over what both computed; infinite where there is none."""
+    worst = 0.0
+    for a, b in zip(ours, theirs, strict=False):  # one may have the gradient to the boxes beside
+        if a.shape != b.shape:
+            return math.inf
+        difference = float((a.detach().float() - b.detach().float()).abs().max())
+        relative = difference / (float(a.detach().abs().max()) or 1)
+        worst = max(worst, relative if math.isfinite(relative) else math.inf)
+    return worst
+
+
+def floor(workload: Workload, mode: Mode, huge_pages: bool) -> Call:
+    """What the memory alone costs: read as many bytes as the call must, allocate and write as many as it must.
+
+    A forward reads the maps and writes the output; a backward reads the output's gradient and writes that of the maps;
+    a step does both. With ``huge_pages`` the fresh memory is asked for in huge pages, as our core does and as is
+    fastest; without, as PyTorch gives it.
+    """
+    maps, pooled = (numbers * mode.dtype.itemsize // 4 for numbers in (workload.cells(), workload.pooled()))
+    reads = {"forward": [maps], "backward": [pooled], "step": [maps, pooled]}[mode.part]
+    writes = {"forward": [pooled], "backward": [maps], "step": [pooled, maps]}[mode.part]
+    sources = [torch.ones(numbers) for numbers in reads]  # float32 whatever the dtype: a sum of halves is no bare read
+    kept = [torch.empty(numbers) for numbers in writes] if mode.reuse_output else None
+
+    def call() -> tuple[Tensor, ...]:
+        for source in sources:
+            source.sum()
+        targets = kept or [torch.empty(numbers) for numbers in writes]
+        for target in targets:
+            if huge_pages:
+                ask_for_huge_pages(target)
+            target.fill_(1)
+        return tuple(targets)
+
+    return call
+
+
+def _huge_page_advice() -> Callable[[Tensor], None]:
+    """``madvise(MADV_HUGEPAGE)`` where there is such a thing, else nothing."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return lambda tensor: None
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+    def advise(tensor: Tensor) -> None:
+        first, last = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+        start = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
+        if start < last:
+            madvise(start, last - start, mmap.MADV_HUGEPAGE)
+
+    return advise
+
+
+ask_for_huge_pages = _huge_page_advice()
+
+
+@contextmanager
+def use_threads(count: int) -> Iterator[None]:
+    """PyTorch on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,250 @@
+"""The benchmarks do what they say. How fast anything is, is never asserted."""
+
+import io
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+from roialign import cli
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import compare, runner
+from benchmarks.directions import DIRECTIONS, Mode
+from benchmarks.peers import OURS, PEERS, Peer, Pool, Torchvision
+from benchmarks.plot import plot
+from benchmarks.report import FLOOR, PLAIN_FLOOR, Report, Result, Timing, geometric_mean, print_report
+from benchmarks.workloads import PYRAMID, SIX, TINY, WORKLOADS, Workload, make_case, select
+
+SMALL = [
+    replace(workload, channels=5, boxes=6, maps=tuple((h // 4, w // 4, stride * 4) for h, w, stride in workload.maps))
+    for workload in (*SIX, PYRAMID)
+]
+
+
+def small_report() -> Report:
+    timing = {"torchvision": 8.0, "our float32": 1.5, FLOOR: 0.5, PLAIN_FLOOR: 0.8}
+    others = {name: Timing([1e-3 * value] * 3, 0.0) for name, value in timing.items()}
+    first = Result("fpn_p2", "six", "forward", 2, Timing([1e-3, 1e-3, 5e-3]), others, {})
+    second = replace(
+        first, workload="fpn_p4", others={"torchvision": Timing([2e-3])}, refused={"openvino": "fails: no"}
+    )
+    return Report(runner.machine(2, 0.0), [first, second])
+
+
+def test_the_six_workloads_are_those_of_the_design() -> None:
+    table = {
+        "fpn_p2": (256, 200, 336, 4, 1000, 7, 2, False, 16, 112),
+        "fpn_p4": (256, 50, 84, 16, 1000, 7, 2, False, 112, 448),
+        "fpn_p2_adaptive": (256, 200, 336, 4, 1000, 7, 0, True, 16, 112),
+        "c4_adaptive": (1024, 50, 84, 16, 300, 14, 0, True, 32, 600),
+        "mobilenet": (1280, 25, 42, 32, 1000, 7, 2, False, 32, 600),
+        "mask": (256, 100, 168, 8, 100, 14, 2, False, 56, 224),
+    }
+    found = {it.name: (it.channels, *it.maps[0], it.boxes, it.output, it.ratio, it.aligned, *it.sides) for it in SIX}
+    assert found == table
+
+
+def test_boxes_follow_the_stated_distribution() -> None:
+    wide = replace(SIX[0], maps=((5000, 8000, 4),), boxes=20_000)  # so large an image that few boxes are clipped
+    boxes = wide.make_boxes().double()
+    size = boxes[:, 2:] - boxes[:, :2]
+    inside = (boxes[:, :2] > 0).all(1) & (boxes[:, 2] < 32_000) & (boxes[:, 3] < 20_000)
+    assert inside.double().mean() > 0.98
+    side, aspect = size[inside].prod(1).sqrt(), size[inside, 0] / size[inside, 1]
+    centre = (boxes[:, 2:] + boxes[:, :2]) / 2 / torch.tensor([32_000, 20_000])
+    assert side.min() >= 16 - 1e-2
+    assert side.max() <= 112 + 1e-2
+    assert aspect.min() >= 0.5 - 1e-2
+    assert aspect.max() <= 2 + 1e-2
+    quarters = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    for uniform in ((side / 16).log() / math.log(7), aspect.log2() / 2 + 0.5, *centre.T):
+        torch.testing.assert_close(uniform.quantile(quarters), quarters, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("workload", WORKLOADS.values(), ids=WORKLOADS)
+def test_boxes_lie_in_the_image_and_are_the_same_every_time(workload: Workload) -> None:
+    boxes = workload.make_boxes()
+    height, width = workload.image
+    assert boxes.shape == (workload.boxes, 4)
+    assert (boxes >= 0).all()
+    assert (boxes[:, 2:] <= torch.tensor([width, height])).all()
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+    assert torch.equal(boxes, workload.make_boxes())
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("workload", [*SMALL, TINY], ids=lambda it: it.name)
+def test_everyone_installed_agrees_with_us(workload: Workload, direction: str) -> None:
+    peers = [peer for peer in PEERS.values() if not peer.not_installed()]
+    result = runner.measure(workload, direction, DIRECTIONS[direction], peers, 1, 0)
+    able = {peer.name for peer in peers if not peer.why_not(workload, DIRECTIONS[direction].mode)}
+    if direction == "float16":
+        result.refused.pop("torchvision", None)  # it computes positions in float16
+        able.discard("torchvision")
+    assert not result.refused
+    assert able | {FLOOR, PLAIN_FLOOR} <= set(result.others)
+    assert all(seconds > 0 for timing in (result.ours, *result.others.values()) for seconds in timing.samples)
+
+
+class Wrong(Torchvision):
+    name = "wrong"
+
+    def pool(self, workload: Workload) -> Pool:
+        pool = super().pool(workload)
+        return lambda maps, rois: pool(maps, rois) * 1.001
+
+
+class Broken(Torchvision):
+    name = "broken"
+
+    def pool(self, workload: Workload) -> Pool:
+        raise RuntimeError("not today")
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward", "step"])
+def test_a_peer_that_disagrees_or_fails_is_reported_and_not_timed(direction: str) -> None:
+    peers: list[Peer] = [Wrong(), Broken(), Torchvision()]
+    result = runner.measure(TINY, direction, DIRECTIONS[direction], peers, 1, 0)
+    assert set(result.others) == {"torchvision", FLOOR, PLAIN_FLOOR}
+    assert result.refused["wrong"].startswith("disagrees: largest difference 1.0e-03")
+    assert result.refused["broken"] == "fails: not today"
+
+
+def test_deviation_is_relative_and_infinite_where_results_do_not_compare() -> None:
+    ours = torch.tensor([0.0, -4.0])
+    assert runner.deviation((ours,), (torch.tensor([1.0, -4.0]),)) == 0.25
+    assert runner.deviation((ours,), (torch.tensor([math.nan, -4.0]),)) == math.inf
+    assert runner.deviation((ours,), (torch.zeros(3),)) == math.inf
+    assert runner.deviation((ours, ours), (ours,)) == 0  # only what both have
+
+
+@pytest.mark.parametrize("workload", [SMALL[0], SMALL[-1]], ids=lambda it: it.name)
+def test_reused_output_is_the_public_functions_output(workload: Workload) -> None:
+    mode = Mode(reuse_output=True)
+    if reason := OURS.why_not(workload, mode):
+        pytest.skip(reason)
+    ((reused,), (fresh,)) = (OURS.prepare(make_case(workload, it))() for it in (mode, Mode()))
+    assert torch.equal(reused, fresh)
+
+
+def test_floor_writes_as_many_bytes_as_the_call() -> None:
+    (pooled,) = runner.floor(TINY, Mode(), huge_pages=True)()
+    (gradient,) = runner.floor(TINY, Mode("backward", torch.float16), huge_pages=False)()
+    assert pooled.nbytes == 4 * 8 * 7 * 7
+    assert gradient.nbytes == 2 * 8 * 16 * 16
+
+
+def test_turns_go_forth_and_back() -> None:
+    order: list[str] = []
+    contenders = [runner.Contender(name, lambda name=name: order.append(name) or (), 1) for name in "ab"]  # type: ignore[misc]
+    with runner.use_threads(1):
+        runner.take_turns(contenders, 0)
+    assert order == list("abbaab")
+
+
+def test_selection_by_name_and_group() -> None:
+    assert {it.group for it in select()} == {"six", "pyramid", "tiny"}
+    assert [it.name for it in select(["tiny", "mask"])] == ["mask", "tiny"]
+    assert {it.group for it in select(["series"])} == {"series"}
+    with pytest.raises(
+        ValueError, match="workload: got 'nonsense'; expected one of six, pyramid, tiny, series, fpn_p2"
+    ):
+        select(["nonsense"])
+    with pytest.raises(ValueError, match="direction: got 'sideways'"):
+        runner.make_plan(directions=["sideways"])
+    with pytest.raises(ValueError, match="peer: got 'nobody'"):
+        runner.make_plan(peers=["nobody"])
+    assert "reference" not in [peer.name for peer in runner.make_plan().peers]
+    assert [peer.name for peer in runner.make_plan(peers=["reference"]).peers] == ["reference"]
+
+
+def test_geometric_mean_by_hand() -> None:
+    assert geometric_mean([2, 8]) == pytest.approx(4)
+    assert geometric_mean([1, 10, 100]) == pytest.approx(10)
+
+
+def test_summary_takes_medians_and_names_the_worst() -> None:
+    rows = {row["rival"]: row for row in small_report().summary()}
+    assert rows["torchvision"]["geometric_mean"] == pytest.approx(4)  # of 8 and 2
+    assert rows["torchvision"]["worst"] == pytest.approx(2)
+    assert rows["torchvision"]["worst_on"] == "fpn_p4"
+    assert rows[FLOOR]["workloads"] == 1
+
+
+def test_table_holds_times_ratios_and_reasons() -> None:
+    text = io.StringIO()
+    print_report(small_report(), Console(file=text, width=120))
+    for part in ("1 ms", "8 ms 8x", "500 us 2x", "4x (2)", "2x (1)", "openvino not timed: it fails: no", "threads"):
+        assert part in text.getvalue()
+
+
+def test_json_comes_back_as_it_was_and_the_plot_is_one(tmp_path: Path) -> None:
+    report = small_report()
+    report.save(tmp_path / "a.json")
+    assert Report.load(tmp_path / "a.json") == report
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["results"][0]["milliseconds"] == pytest.approx(
+        {"roialign": 1, "torchvision": 8, "our float32": 1.5, FLOOR: 0.5, PLAIN_FLOOR: 0.8}
+    )
+    assert {"cpu", "cores", "threads", "instruction_set", "versions", "date"} <= set(content["machine"])
+    assert content["machine"]["versions"]["torch"]
+    plot(report, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        colours = picture.convert("RGB").getcolors(1 << 24)
+    assert colours is not None
+    assert len(colours) > 20
+
+
+def test_compare_shows_what_a_change_did(tmp_path: Path) -> None:
+    before = small_report()
+    # The machine is three times as slow, and we take half the time.
+    slow = {name: Timing([3 * value for value in it.samples]) for name, it in before.results[0].others.items()}
+    ours = Timing([1.5 * value for value in before.results[0].ours.samples])
+    after = Report(before.machine | {"threads": 1}, [replace(before.results[0], ours=ours, others=slow)])
+    rows = compare.compare(before, after)
+    assert [name for _, _, name, _, _ in rows] == ["torchvision", "our float32", FLOOR, PLAIN_FLOOR]
+    assert [new / old for *_, old, new in rows] == pytest.approx([2] * 4)
+    before.save(tmp_path / "a.json")
+    after.save(tmp_path / "b.json")
+    app = typer.Typer()
+    app.command()(compare.main)
+    result = CliRunner().invoke(app, [str(tmp_path / "a.json"), str(tmp_path / "b.json")])
+    assert result.exit_code == 0, result.output
+    assert "threads differs: 2, 1" in result.output
+    assert "16x" in result.output
+    assert "geometric mean" in result.output
+
+
+def test_command_times_a_workload_and_writes(tmp_path: Path) -> None:
+    arguments = ["bench", "--workload", "tiny", "--direction", "forward", "--peer", "torchvision", "--threads", "1"]
+    result = CliRunner().invoke(cli.app, [*arguments, "--budget", "0", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "torchvision" in result.output
+    (only,) = Report.load(tmp_path / "benchmarks.json").results
+    assert (only.workload, only.direction, only.threads) == ("tiny", "forward", 1)
+    assert len(only.ours.samples) == runner.ROUNDS[0]
+    assert (tmp_path / "benchmarks.png").stat().st_size > 0
+
+
+def test_command_names_what_there_is_where_a_name_is_unknown() -> None:
+    result = CliRunner().invoke(cli.app, ["bench", "--workload", "nonsense"])
+    assert result.exit_code == 2
+    assert "nonsense" in result.output
+
+
+def test_command_says_where_the_benchmarks_are_if_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "roialign" / "cli.py"))
+    result = CliRunner().invoke(cli.app, ["bench"])
+    assert result.exit_code == 1
+    assert "run it from a source checkout" in result.output
