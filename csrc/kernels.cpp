@@ -10,11 +10,11 @@
 namespace roialign {
 namespace ROI_SET {
 
-#include "backward.h"
-#include "box_grad.h"
+#include "lanes.h"
 #include "edge.h"
 #include "forward.h"
-#include "lanes.h"
+#include "backward.h"
+#include "box_grad.h"
 
 }  // namespace ROI_SET
 
