@@ -249,7 +249,9 @@ bool integral_taps(Taps& taps, T lo, T hi, double scale, int32_t bins, int32_t l
     const double from = start + p * bin, to = start + (p + 1) * bin;
     const double first = std::max(std::floor(from), 0.0), last = std::min(std::ceil(to), length - 1.0);
     for (double y = first; y <= last; ++y) {
-      const double mean = (hat_integral(to - y) - hat_integral(from - y)) / bin;
+      // A bin too short for a difference of areas is the mean of the hats at its ends.
+      const double mean =
+          bin < 1e-8 ? (hat(to - y) + hat(from - y)) / 2 : (hat_integral(to - y) - hat_integral(from - y)) / bin;
       const double moved = (hat(to - y) - hat(from - y)) / bin;
       const double grown = ((p + 1) * hat(to - y) - p * hat(from - y) - mean) / bin / bins;
       taps.add(static_cast<int32_t>(y), mean, scale * (moved - grown), scale * grown);

@@ -167,7 +167,11 @@ def integral_matrix(lo: Tensor, hi: Tensor, bins: int, length: int, scale: float
     cells = torch.arange(length, device=lo.device, dtype=lo.dtype)
     t = (edge - cells).clamp(-1, 1)  # [K, P + 1, L]
     area = 0.5 + t - t * t.abs() / 2  # the integral of max(0, 1 - |t|) from -1 to t
-    return torch.where(bin > 0, area.diff(dim=1) / torch.where(bin > 0, bin, 1), 0)
+    # A bin too short for a difference of areas is the mean of the hats at its ends.
+    short = bin < 1e-8
+    hat = 1 - t.abs()
+    mean = torch.where(short, (hat[:, :-1] + hat[:, 1:]) / 2, area.diff(dim=1) / torch.where(short, 1, bin))
+    return torch.where(bin > 0, mean, 0)
 
 
 def pool_mask(lo: Tensor, hi: Tensor, bins: int, length: int, scale: float) -> Tensor:
