@@ -17,9 +17,11 @@ static ROI_INLINE void bins_between(const Matrix<A>& cells, int32_t r, int32_t f
 
 template <class A, int N>
 static ROI_INLINE void add_rows_fixed(const A* const* row, const A* weight, int64_t count, A* to) {
+  Lanes<A> w[N];  // in registers, as in sum_rows_fixed
+  for (int t = 0; t < N; ++t) w[t] = Lanes<A>::fill(weight[t]);
   for (int64_t i = 0; i < count; ++i) {
     Lanes<A> sum = Lanes<A>::load(to + i * kLanes<A>);
-    for (int t = 0; t < N; ++t) sum.add_times(weight[t], Lanes<A>::load(row[t] + i * kLanes<A>));
+    for (int t = 0; t < N; ++t) sum.add_product(w[t], Lanes<A>::load(row[t] + i * kLanes<A>));
     sum.store(to + i * kLanes<A>);
   }
 }
@@ -52,11 +54,12 @@ static void spread_columns(const Axis<A>& x, int32_t width, const A* pixels, int
     const int32_t* index = x.cells.index + first;
     const A* weight = x.cells.weight + first;
     A* to = strips + i * n;
-    if (taps == 2) {  // by far the most common
-      const A *a = pixels + index[0] * n, *b = pixels + index[1] * n;
+    if (taps <= 2) {  // by far the most common
+      const A *a = pixels + index[0] * n, *b = pixels + index[taps - 1] * n;
+      const Lanes<A> u = Lanes<A>::fill(weight[0]), v = Lanes<A>::fill(weight[taps - 1]);
       for (int32_t r = 0; r < rows; ++r) {
-        Lanes<A> sum = Lanes<A>::load(a + r * line).times(weight[0]);
-        sum.add_times(weight[1], Lanes<A>::load(b + r * line));
+        Lanes<A> sum = Lanes<A>::load(a + r * line).times(u);
+        if (taps == 2) sum.add_product(v, Lanes<A>::load(b + r * line));
         sum.store(to + r * strip);
       }
       continue;
@@ -201,7 +204,7 @@ static void backward_input_piece(const KernelArgs& args, const Piece& piece) {
       least = least < piece.row_end ? least : piece.row_end;
       most = most < piece.row_end ? most : piece.row_end;
       if (most > begun) {
-        clear_rows(sum, begun, most);
+        piece.add ? pack_rows<S>(piece.grad, c, lanes, begun, most, sum.at(0, 0)) : clear_rows(sum, begun, most);
         begun = most;
       }
       // Several rows at a time: a transpose of a short row is mostly rest.

@@ -55,20 +55,20 @@ static void pack_rows(const Map& map, int64_t channel, int lanes, int64_t y, int
   for (; y < y_end; ++y, to += map.width * kLanes<A>) pack_cells<S>(map, channel, lanes, y, 0, map.width, to);
 }
 
-// Pixels to planes, the inverse of pack_planes.
+// Pixels to planes, the inverse of pack_planes. Narrow types go in pairs: two pixels make one lane of the transpose.
 template <class S, class A>
 static void unpack_planes(const A* from, int lanes, int64_t count, S* to, int64_t channel_stride) {
-  constexpr int n = kLanes<A>;
+  constexpr int n = kLanes<A>, pack = static_cast<int>(sizeof(A) / sizeof(S));
   Lanes<A> r[n];
   auto square = [&](int64_t i) {
-    for (int k = 0; k < n; ++k) r[k] = Lanes<A>::load(from + (i + k) * n);
+    for (int k = 0; k < n; ++k) r[k] = Storage<S>::narrowed(from + (i + k * pack) * n);
     transpose(r);
-    for (int c = 0; c < n; ++c) Storage<S>::store(to + c * channel_stride + i, r[c]);
+    for (int c = 0; c < n; ++c) __builtin_memcpy(to + c * channel_stride + i, &r[c], sizeof r[c]);
   };
   int64_t i = 0;
-  if (lanes == n && count >= n) {
-    for (; i + n <= count; i += n) square(i);
-    if (count - i > 3) return square(count - n);
+  if (lanes == n && count >= n * pack) {
+    for (; i + n * pack <= count; i += n * pack) square(i);
+    if (count - i > 3) return square(count - n * pack);
     for (; i < count; ++i)
       for (int c = 0; c < n; ++c) narrow(from[i * n + c], to[c * channel_stride + i]);
     return;
@@ -111,7 +111,7 @@ static void emit(const KernelArgs& args, int64_t row, int64_t channel, int lanes
                        reinterpret_cast<uintptr_t>(to) % 64 == 0 && pooled.channels % kLanes<A> == 0;
     for (int64_t p = 0; p < pixels; ++p, to += pooled.channels) {
       if (lines) {
-        stream_lines(reinterpret_cast<char*>(to), reinterpret_cast<const char*>(tile + p * kLanes<A>), 1);
+        stream(reinterpret_cast<char*>(to), reinterpret_cast<const char*>(tile + p * kLanes<A>), 64);
         continue;
       }
       const Lanes<A> lane = Lanes<A>::load(tile + p * kLanes<A>);
@@ -123,10 +123,11 @@ static void emit(const KernelArgs& args, int64_t row, int64_t channel, int lanes
   if (pixels < size) return unpack_planes(tile, lanes, pixels, to, size);
   // The whole box: its channels are adjacent, so they go out as one piece.
   const int64_t bytes = lanes * size * static_cast<int64_t>(sizeof(S));
-  if (args.pooled.stream && bytes % 64 == 0 && reinterpret_cast<uintptr_t>(to) % 64 == 0) {
-    auto* stage = reinterpret_cast<S*>(args.space.stage);
-    unpack_planes(tile, lanes, pixels, stage, size);
-    return stream_lines(reinterpret_cast<char*>(to), args.space.stage, bytes / 64);
+  const auto phase = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) % 64);
+  if (args.pooled.stream && bytes % 32 == 0 && phase % 32 == 0) {
+    char* stage = args.space.stage + phase;
+    unpack_planes(tile, lanes, pixels, reinterpret_cast<S*>(stage), size);
+    return stream(reinterpret_cast<char*>(to), stage, bytes);
   }
   unpack_planes(tile, lanes, pixels, to, size);
 }
@@ -151,7 +152,7 @@ static ROI_INLINE void fetch_ahead(const KernelArgs& args, int64_t row, int64_t 
   const int64_t size = int64_t{pooled.height} * pooled.width;
   if (size > kTilePixels || pooled.channels_last) return;
   const char* from = pooled.data + (row * pooled.channels + channel) * size * static_cast<int64_t>(sizeof(S));
-  for (int64_t i = 0; i < lanes * size * static_cast<int64_t>(sizeof(S)); i += 64) __builtin_prefetch(from + i);
+  for (int64_t i = 0; i < lanes * size * static_cast<int64_t>(sizeof(S)); i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
 // How the contractions read one channel block of the map.

@@ -42,6 +42,7 @@ struct Piece {
   int64_t box_count;
   int64_t channel, channel_end;
   int64_t row, row_end;  // backward to the input: only these rows of the map
+  bool add;              // backward to the input: to what is in `grad` already
   double* box_grad;      // backward to the boxes: [box_count][4], added to
 };
 
@@ -56,6 +57,9 @@ struct Workspace {
 
 // Pooled rows handled together: their tile stays in the first-level cache.
 inline constexpr int32_t kTilePixels = 512;
+// Adjacent channel blocks contracted together at most: the pixels of a wide map share few cache sets, so each is read a
+// piece at a time.
+inline constexpr int64_t kDirectBlocks = 16;
 
 struct KernelArgs {
   Kind kind;

@@ -54,9 +54,10 @@ struct Lanes {
   ROI_INLINE void store(A* to) const {
     for (int i = 0; i < parts; ++i) *reinterpret_cast<Any*>(to + i * width) = v[i];
   }
-  ROI_INLINE Lanes times(A w) const {
+  ROI_INLINE Lanes times(A w) const { return times(fill(w)); }
+  ROI_INLINE Lanes times(const Lanes& w) const {
     Lanes r;
-    for (int i = 0; i < parts; ++i) r.v[i] = v[i] * w;
+    for (int i = 0; i < parts; ++i) r.v[i] = v[i] * w.v[i];
     return r;
   }
   // this += w * x, fused where the machine can.
@@ -231,6 +232,18 @@ struct Storage {
       for (int i = 0; i < kLanes<A>; ++i) narrow(wide[i], to[i]);
     }
   }
+  // One pixel in its own lanes, or two pixels in halves of them, the first in the lower half.
+  static ROI_INLINE Lanes<A> narrowed(const A* from) {
+    if constexpr (sizeof(S) == sizeof(A)) {
+      return Lanes<A>::load(from);
+    } else {
+      S pair[2 * kLanes<A>];
+      for (int i = 0; i < 2 * kLanes<A>; ++i) narrow(from[i], pair[i % kLanes<A> * 2 + i / kLanes<A>]);
+      Lanes<A> bits;
+      __builtin_memcpy(&bits, pair, sizeof bits);
+      return bits;
+    }
+  }
   static ROI_INLINE Lanes<A> load_some(const S* from, int count) {
     A wide[kLanes<A>];
     for (int i = 0; i < kLanes<A>; ++i) wide[i] = i < count ? widen(from[i]) : A(0);
@@ -260,6 +273,26 @@ ROI_INLINE void Storage<BFloat>::store(BFloat* to, const Lanes<float>& lanes) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(r));
 }
 template <>
+ROI_INLINE Lanes<float> Storage<BFloat>::narrowed(const float* from) {
+  auto rounded = [](const float* at) {  // in the upper halves
+    const __m512 x = _mm512_loadu_ps(at);
+    const __m512i bits = _mm512_castps_si512(x),
+                  odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i r = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    return _mm512_mask_or_epi32(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits, _mm512_set1_epi32(0x400000));
+  };
+  const __m512i first = _mm512_srli_epi32(rounded(from), 16), second = rounded(from + 16);
+  return {{vec(_mm512_castsi512_ps(_mm512_mask_blend_epi16(0xaaaaaaaau, first, second)))}};
+}
+template <>
+ROI_INLINE Lanes<float> Storage<Half>::narrowed(const float* from) {
+  auto rounded = [](const float* at) {  // in the lower halves
+    return _mm512_cvtepu16_epi32(_mm512_cvtps_ph(_mm512_loadu_ps(at), _MM_FROUND_TO_NEAREST_INT));
+  };
+  const __m512i second = _mm512_slli_epi32(rounded(from + 16), 16);
+  return {{vec(_mm512_castsi512_ps(_mm512_or_si512(rounded(from), second)))}};
+}
+template <>
 ROI_INLINE Lanes<float> Storage<Half>::load(const Half* from) {
   return {{vec(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))))}};
 }
@@ -283,20 +316,25 @@ ROI_INLINE void Storage<Half>::store(Half* to, const Lanes<float>& lanes) {
 }
 #endif
 
-// Writes whole cache lines around the cache; `to` and `from` are 64-byte aligned.
-ROI_INLINE void stream_lines(char* to, const char* from, int64_t lines) {
+// Writes around the cache; `to` and `from` are 32-byte aligned and lie alike within their cache lines, `bytes` is a
+// multiple of 32.
+ROI_INLINE void stream(char* to, const char* from, int64_t bytes) {
+#if defined(__AVX2__)
+  auto half_line = [&](int64_t i) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i),
+                        _mm256_load_si256(reinterpret_cast<const __m256i*>(from + i)));
+  };
+  int64_t i = 0;
 #if defined(__AVX512F__)
-  for (int64_t i = 0; i < lines; ++i)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(to) + i, _mm512_load_si512(from + 64 * i));
-#elif defined(__AVX2__)
-  for (int64_t i = 0; i < 2 * lines; ++i)
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(to) + i,
-                        _mm256_load_si256(reinterpret_cast<const __m256i*>(from) + i));
+  if (reinterpret_cast<uintptr_t>(to) % 64 && bytes) half_line(0), i = 32;
+  for (; i + 64 <= bytes; i += 64) _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_load_si512(from + i));
+#endif
+  for (; i < bytes; i += 32) half_line(i);
 #elif defined(__SSE2__)
-  for (int64_t i = 0; i < 4 * lines; ++i)
-    _mm_stream_si128(reinterpret_cast<__m128i*>(to) + i, _mm_load_si128(reinterpret_cast<const __m128i*>(from) + i));
+  for (int64_t i = 0; i < bytes; i += 16)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_load_si128(reinterpret_cast<const __m128i*>(from + i)));
 #else
-  __builtin_memcpy(to, from, static_cast<size_t>(64 * lines));
+  __builtin_memcpy(to, from, static_cast<size_t>(bytes));
 #endif
 }
 

@@ -43,7 +43,7 @@ class Scratch {
     int64_t block = 0, second = 0, strips = 0, tile = 0;
   };
   explicit Scratch(const Sizes& sizes) {
-    const int64_t parts[5] = {sizes.block, sizes.second, sizes.strips, sizes.tile, sizes.tile};
+    const int64_t parts[5] = {sizes.block, sizes.second, sizes.strips, sizes.tile, sizes.tile + 64};
     int64_t total = 0;
     for (const int64_t part : parts) total += rounded(part);
     memory_ = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(total + 64)));
@@ -101,8 +101,9 @@ struct Work {
     const int64_t rows = tile_pixels() / call.pooled_w;
     Scratch::Sizes sizes;
     // Two sets of strips for the gradient to the boxes; the winners of one row of bins for the max kinds.
-    sizes.strips = 2 * rows * plan.most_columns * kBlockBytes + call.pooled_w * 3 * kBlockBytes;
-    sizes.tile = tile_pixels() * kBlockBytes;
+    sizes.strips =
+        std::max(2 * rows, kDirectBlocks) * plan.most_columns * kBlockBytes + call.pooled_w * 3 * kBlockBytes;
+    sizes.tile = std::max(tile_pixels(), kDirectBlocks) * kBlockBytes;
     return sizes;
   }
   void run(const std::vector<Piece>& pieces, const Kernel* kernel_of_type, const Scratch::Sizes& sizes) const {
@@ -180,11 +181,10 @@ void run_forward(const Call& call) {
   }
 }
 
+// Adds the gradients of a plan's boxes to the maps' gradients, or makes them of it unless they exist already.
 template <class A>
-void run_backward_input(const Call& call, const Level* grads) {
-  const Work<A> work(call);
-  const Grouping grouping(call);
-  const Plan<A> plan(call, grouping, 0, call.boxes, {true, false}, work.threads);
+void add_to_input(const Work<A>& work, const Plan<A>& plan, const Level* grads, bool exists) {
+  const Call& call = work.call;
   const bool reads = call.kind == Kind::align_max || call.kind == Kind::roipool;
   Scratch::Sizes sizes = work.sizes(plan);
   if (reads) sizes.second = plan.most_cells * kBlockBytes;
@@ -194,9 +194,11 @@ void run_backward_input(const Call& call, const Level* grads) {
   for (int64_t l = 0; l < call.level_count; ++l) {
     const Level& grad = grads[l];
     if (grad.height * grad.width == 0) continue;
-    expect_large(grad.data, grad.images * grad.channels * grad.height * grad.width * item_size(call.dtype));
+    if (!exists)
+      expect_large(grad.data, grad.images * grad.channels * grad.height * grad.width * item_size(call.dtype));
     for (int64_t image = 0; image < grad.images; ++image) {
       Piece piece{};
+      piece.add = exists;
       piece.grad = image_map(grad, image, call.dtype);
       if (call.levels[l].data) piece.input = image_map(call.levels[l], image, call.dtype);
       if (next_group < plan.groups.size() && plan.groups[next_group].level == l &&
@@ -205,6 +207,7 @@ void run_backward_input(const Call& call, const Level* grads) {
         piece.boxes = plan.boxes.data() + group.begin;
         piece.box_count = group.end - group.begin;
       }
+      if (exists && !piece.box_count) continue;
       // Few channels: rows of the map go to different threads. Every sum stays in the order of the boxes.
       const int64_t bands = std::clamp<int64_t>(piece.box_count ? work.threads * 4 / std::max<int64_t>(busy, 1) : 1, 1,
                                                 ceil_div(grad.height, 8));
@@ -220,6 +223,18 @@ void run_backward_input(const Call& call, const Level* grads) {
     }
   }
   work.run(pieces, kernels().backward_input, sizes);
+}
+
+template <class A>
+void run_backward_input(const Call& call, const Level* grads) {
+  const Work<A> work(call);
+  const Grouping grouping(call);
+  // Between chunks the sums lie in the gradient itself, which a narrower type than the accumulator's must not.
+  const int64_t chunk = item_size(call.dtype) == sizeof(A) ? kChunk : std::max<int64_t>(call.boxes, 1);
+  for (int64_t begin = 0; begin == 0 || begin < call.boxes; begin += chunk) {
+    const Plan<A> plan(call, grouping, begin, std::min(begin + chunk, call.boxes), {true, false}, work.threads);
+    add_to_input(work, plan, grads, begin > 0);
+  }
 }
 
 template <class A, class T>
