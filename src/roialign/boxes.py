@@ -154,4 +154,4 @@ def _check_tensor(input: Tensor, name: str, boxes: object, width: int) -> None:
 
 
 def _position_dtype(input: Tensor, boxes: Sequence[Tensor]) -> torch.dtype:
-    return torch.float64 if torch.float64 in (input.dtype, *(part.dtype for part in boxes)) else torch.float32
+    return torch.float64 if torch.float64 in [input.dtype, *[part.dtype for part in boxes]] else torch.float32

@@ -146,6 +146,8 @@ def roi_pool(input: Tensor, boxes: Boxes, output_size: OutputSize, spatial_scale
 
 def check_output_size(output_size: OutputSize) -> tuple[int, int]:
     """``output_size`` as (height, width)."""
+    if type(output_size) is int and output_size > 0:  # the usual cases first: a tiny call costs little more than these
+        return output_size, output_size
     message = f"output_size: got {output_size!r}; expected a positive int or (height, width) of positive ints"
     parts = list(output_size) if isinstance(output_size, list | tuple) else [output_size, output_size]
     if len(parts) != 2:
@@ -158,6 +160,8 @@ def check_output_size(output_size: OutputSize) -> tuple[int, int]:
 
 def check_sampling_ratio(sampling_ratio: int) -> int:
     """``sampling_ratio`` as an int, every adaptive one as 0."""
+    if type(sampling_ratio) is int:
+        return max(sampling_ratio, 0)
     ratio = _as_int(sampling_ratio, f"sampling_ratio: got {sampling_ratio!r}; expected an int, 0 or less for adaptive")
     return max(ratio, 0)
 

@@ -68,7 +68,7 @@ def pool_fake(
     size = (rois.shape[0], first.shape[1], output_size[0], output_size[1])
     if is_channels_last(first):
         return torch.empty(size, dtype=first.dtype, device=first.device, memory_format=torch.channels_last)
-    return torch.empty(size, dtype=first.dtype, device=first.device)
+    return first.new_empty(size)
 
 
 def pool_grad(

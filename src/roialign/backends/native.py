@@ -71,13 +71,17 @@ def _pool(features: list[Tensor], rois: Tensor, level: Tensor | None, *how: Any)
 
 def _observed(*tensors: Tensor) -> bool:
     """Whether anything but plain eager autograd wants to see the operator itself."""
-    return (
+    if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or torch._C._autograd._profiler_enabled()
-        or any(type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_neg() for tensor in tensors)
-    )
+    ):
+        return True
+    for tensor in tensors:  # a loop, because a generator would cost as much as all the rest
+        if (type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter) or tensor.is_neg():
+            return True
+    return False
 
 
 def _differentiates_forward() -> bool:
