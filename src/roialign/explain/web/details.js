@@ -137,7 +137,8 @@ roialign.details = (() => {
     if (!cells.length || cells.length > 400) return put("zoom", "");
     const [ys, xs] = ["y", "x"].map((key) => cells.map((c) => c[key]));
     const [y0, x0] = [Math.min(...ys), Math.min(...xs)];
-    const side = 300 / (Math.max(Math.max(...ys) - y0, Math.max(...xs) - x0) + 1);
+    const [rows, columns] = [Math.max(...ys) - y0 + 1, Math.max(...xs) - x0 + 1];
+    const side = Math.min(300 / Math.max(rows, columns), 110);
     const top = Math.max(...cells.map((c) => Math.abs(c.weight)));
     const value = chosen.bins[state.bin[0]][state.bin[1]];
     const parts = cells.map((c) => {
@@ -150,10 +151,11 @@ roialign.details = (() => {
       const strength = pool ? 0.15 : (0.6 * Math.abs(c.weight)) / top;
       return (
         `<rect class="cell" x="${x + 2}" y="${y + 2}" width="${side - 4}" height="${side - 4}"/>` +
-        `<rect class="weight ${best}" x="${x + 2}" y="${y + 2}" width="${side - 4}" height="${side - 4}" fill-opacity="${strength}"/>${words}`
+        `<rect class="weight ${state.operator} ${best}" x="${x + 2}" y="${y + 2}" width="${side - 4}" height="${side - 4}" fill-opacity="${strength}"/>${words}`
       );
     });
-    return put("zoom", `<svg viewBox="0 0 300 300" role="img" aria-labelledby="zoom-text">${parts.join("")}</svg>`);
+    const size = `viewBox="0 0 300 ${rows * side}"`;
+    return put("zoom", `<svg ${size} role="img" aria-labelledby="zoom-text">${parts.join("")}</svg>`);
   }
 
   /** Ay, the map, Ax transposed and the output side by side, with the chosen bin's rows framed. */
@@ -182,7 +184,7 @@ roialign.details = (() => {
     context.scale(sharp, sharp);
     context.font = "600 13px system-ui, sans-serif";
     context.textAlign = "center";
-    const extent = draw.range(state);
+    const extent = draw.ofMap(state).range;
     const colour = state.operator === "roi_pool" ? pool : align;
     const weightPaint = (matrix) => {
       const top = Math.max(1e-300, ...matrix.flat().map(Math.abs));
@@ -195,10 +197,9 @@ roialign.details = (() => {
     const own = (lists, index) => [lists.slice(0, index).flat().length, lists[index].length];
     const [ownY, ownX] = [own(rowsY, p), own(rowsX, q)];
     const transposed = indices(W).map((x) => Ax.map((line) => line[x]));
-    const map = indices(H).map((y) => indices(W).map((x) => valueAt(state, y, x)));
     const blocks = [
       ["Ay", Ay, weightPaint(Ay), [0, ownY[0], H, ownY[1]]],
-      [t.mapWord, map, greyPaint, null],
+      [t.mapWord, null, greyPaint, null],
       ["Axᵀ", transposed, weightPaint(Ax), [ownX[0], 0, ownX[1], W]],
       [t.outWord, chosen.bins, greyPaint, [q, p, 1, 1]],
     ];
@@ -209,7 +210,9 @@ roialign.details = (() => {
       context.fillStyle = ink;
       context.fillText(name, left + (columns[b] * side) / 2, top - 7);
       const inset = side > 6 ? 0.5 : 0;
-      matrix.forEach((line, i) =>
+      context.imageSmoothingEnabled = false;
+      if (!matrix) context.drawImage(draw.ofMap(state).picture, left, top, columns[b] * side, rows[b] * side);
+      matrix?.forEach((line, i) =>
         line.forEach((value, j) => {
           [context.fillStyle, context.globalAlpha] = paint(value);
           context.fillRect(left + j * side, top + i * side, side - inset, side - inset);
@@ -249,7 +252,7 @@ roialign.details = (() => {
     const cell = 1 / scales(state)[1];
     const at = (operator, dx) => {
       const [x1, y1, x2, y2] = state.box.map(Number);
-      return compute({ ...state, operator, box: [x1 + dx, y1, x2 + dx, y2] }).bins[p][q];
+      return compute({ ...state, operator, box: [x1 + dx, y1, x2 + dx, y2] }, state.bin).bins[0][0];
     };
     const kind = state.operator === "prroi_pool" ? "prroi_pool" : "roi_align";
     const most = 60;

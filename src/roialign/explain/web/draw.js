@@ -45,14 +45,23 @@ roialign.draw = (() => {
     const t = high > low ? clamp((value - low) / (high - low), 0, 1) : 0.5;
     return Number.isFinite(value) ? Math.round(45 + 200 * t) : 128;
   }
-  function range(state) {
-    let [low, high] = [Infinity, -Infinity];
-    for (const y of indices(state.size[0]))
-      for (const x of indices(state.size[1])) {
-        const value = valueAt(state, y, x);
-        if (Number.isFinite(value)) [low, high] = [Math.min(low, value), Math.max(high, value)];
-      }
-    return [low, high];
+  /** What depends on the map's values alone, kept until they change: their range, and the map with a pixel per cell. */
+  let kept = { key: "" };
+  function ofMap(state) {
+    const key = [state.source, state.size, Boolean(page.photo)].join();
+    if (kept.key === key) return kept;
+    const [H, W] = state.size;
+    const values = indices(H).flatMap((y) => indices(W).map((x) => valueAt(state, y, x)));
+    const finite = values.filter(Number.isFinite);
+    const range = [
+      finite.reduce((a, b) => Math.min(a, b), Infinity),
+      finite.reduce((a, b) => Math.max(a, b), -Infinity),
+    ];
+    const picture = Object.assign(document.createElement("canvas"), { width: W, height: H });
+    const bytes = values.flatMap((value) => [...Array(3).fill(grey(value, range)), 255]);
+    picture.getContext("2d").putImageData(new ImageData(new Uint8ClampedArray(bytes), W, H), 0, 0);
+    kept = { key, range, picture };
+    return kept;
   }
 
   function paintCells(canvas, state, g) {
@@ -75,7 +84,7 @@ roialign.draw = (() => {
     const context = canvas.getContext("2d");
     context.scale(sharp, sharp);
     const [H, W] = state.size;
-    const extent = range(state);
+    const extent = ofMap(state).range;
     const font = Math.min(13, g.cw * 0.36, g.ch * 0.5);
     context.font = `${font}px system-ui, sans-serif`;
     context.textAlign = "center";
@@ -270,7 +279,7 @@ roialign.draw = (() => {
     host.style.setProperty("--side", `${side}px`);
     host.firstChild.textContent = page.text().outputCaption(ph, pw, state.source === "photo");
     grid.setAttribute("aria-label", page.text().outputLabel(name, ph, pw));
-    const extent = range(state);
+    const extent = ofMap(state).range;
     for (const cell of grid.querySelectorAll("[data-bin]")) {
       const [p, q] = cell.dataset.bin.split(",").map(Number);
       const value = result.bins[p][q];
@@ -285,5 +294,5 @@ roialign.draw = (() => {
     }
   }
 
-  return { show, pixels, boxWords, grey, range, region, shifts, bins, drawStage, drawOutput };
+  return { show, pixels, boxWords, grey, ofMap, region, shifts, bins, drawStage, drawOutput };
 })();

@@ -5,7 +5,7 @@
 window.roialign = (() => {
   const LISTED = 32; // samples per bin and axis that are listed for the eye; larger grids are only counted
 
-  const indices = (count) => Array.from({ length: count }, (_, i) => i);
+  const indices = (count) => [...Array(count).keys()];
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
   function scales(state) {
@@ -70,7 +70,7 @@ window.roialign = (() => {
 
   /** Average RoIAlign: a row per bin, the mean of its samples' weights, in closed form whatever the grid. */
   function meanMatrix(w, bins, length) {
-    return indices(bins).map((p) => {
+    return bins.map((p) => {
       const first = firstSamples(w, p, length);
       const count = indices(length + 1).map((m) => first[m + 1] - first[m]);
       const offset = count.map((n, m) => {
@@ -97,7 +97,7 @@ window.roialign = (() => {
   /** Max RoIAlign: for each bin a row per sample, or per sample that can be the maximum where the grid is large. */
   function sampleMatrix(w, bins, length) {
     const most = 2 * (length + 2);
-    return indices(bins).map((p) => {
+    return bins.map((p) => {
       let listed = indices(Math.min(w.grid, most));
       if (w.grid >= most) {
         const first = firstSamples(w, p, length);
@@ -109,11 +109,9 @@ window.roialign = (() => {
   }
 
   /** Precise RoI pooling: the integral of each cell's hat function over the bin, by the bin's length. */
-  function integralMatrix(lo, hi, bins, length, scale) {
-    const start = lo * scale;
-    const bin = Math.max(hi * scale - start, 0) / bins;
+  function integralMatrix({ start, bin }, bins, length) {
     const area = (t) => 0.5 + t - (t * Math.abs(t)) / 2;
-    return indices(bins).map((p) =>
+    return bins.map((p) =>
       indices(length).map((j) => {
         const [a, b] = [p, p + 1].map((edge) => clamp(start + edge * bin - j, -1, 1));
         if (!(bin > 0)) return 0;
@@ -157,12 +155,13 @@ window.roialign = (() => {
 
   /** Everything between a state and its output; the page draws nothing else.
    *
+   * @param only [p, q]: compute this bin alone, the one of `bins`.
    * @returns bins [PH][PW]; Ay, Ax: a row per bin (in max mode per sample, rowsY and rowsX of them in each bin, in order);
    *   y, x: the window { start, bin, size, grid, samples: [P][n] positions (empty where the grid is too large to list) }
    *   of RoIAlign or the exact operator; pool: RoIPool's cells of the same box along y and x; finite: whether the box is usable.
    */
-  function compute(state) {
-    const [ph, pw] = state.output_size;
+  function compute(state, only) {
+    const wanted = [0, 1].map((d) => (only ? [only[d]] : indices(state.output_size[d])));
     const box = state.box.map(Number);
     const scale = scales(state);
     const axes = [0, 1].map((d) => {
@@ -175,18 +174,17 @@ window.roialign = (() => {
       w.samples = indices(bins).map((p) =>
         !exact && w.grid <= LISTED ? indices(w.grid).map((i) => samplePosition(w, p, i)) : [],
       );
-      const finite =
-        [lo, hi].every((edge) => Number.isFinite(edge * scale[d])) && Number.isFinite((hi - lo) * scale[d]);
-      return { lo, hi, bins, length, scale: scale[d], window: w, pool: poolCells(lo, hi, bins, scale[d]), finite };
+      return { length, window: w, pool: poolCells(lo, hi, bins, scale[d]), span: [lo * scale[d], hi * scale[d]] };
     });
-    const finite = axes.every((axis) => axis.finite);
+    const finite = axes.every(({ span: [lo, hi] }) => [lo, hi, hi - lo].every(Number.isFinite));
     const max = state.operator === "roi_align" && state.mode === "max";
-    const listed = axes.map((axis) => (finite ? rowsOf(axis, state.operator, max) : indices(axis.bins).map(() => [])));
+    const listed = axes.map((axis, d) =>
+      finite ? rowsOf(axis, wanted[d], state.operator, max) : wanted[d].map(() => []),
+    );
     const sparse = listed.map((bins) => bins.map((rows) => rows.map(({ row }) => taps(row))));
-    const bins = indices(ph).map((p) =>
-      indices(pw).map((q) => {
+    const bins = sparse[0].map((rows) =>
+      sparse[1].map((columns) => {
         if (!finite) return NaN;
-        const [rows, columns] = [sparse[0][p], sparse[1][q]];
         if (state.operator === "roi_pool") {
           const cells = rows[0].flatMap(([y]) => columns[0].map(([x]) => valueAt(state, y, x)));
           return cells.length ? maximum(cells) : 0;
@@ -209,21 +207,25 @@ window.roialign = (() => {
     };
   }
 
-  function rowsOf({ lo, hi, bins, length, scale, window, pool }, operator, max) {
+  function rowsOf({ length, window, pool }, bins, operator, max) {
     if (max) return sampleMatrix(window, bins, length);
     let matrix;
     if (operator === "roi_align") matrix = meanMatrix(window, bins, length);
-    else if (operator === "prroi_pool") matrix = integralMatrix(lo, hi, bins, length, scale);
-    else matrix = pool.cells.map(([begin, end]) => indices(length).map((j) => (begin <= j && j < end ? 1 : 0)));
-    return matrix.map((row, p) => [{ index: p, row }]);
+    else if (operator === "prroi_pool") matrix = integralMatrix(window, bins, length);
+    else
+      matrix = bins.map((p) => {
+        const [begin, end] = pool.cells[p];
+        return indices(length).map((j) => (begin <= j && j < end ? 1 : 0));
+      });
+    return matrix.map((row, i) => [{ index: bins[i], row }]);
   }
 
   /** The samples of one bin in order: position, the cells read with their weights, and the value. */
   function samplesOf(state, result, p, q) {
-    const taps_ = (position, length) => taps(sampleRow(position, length));
+    const read = (position, length) => taps(sampleRow(position, length));
     return result.y.samples[p].flatMap((y) =>
       result.x.samples[q].map((x) => {
-        const [ty, tx] = [taps_(y, state.size[0]), taps_(x, state.size[1])];
+        const [ty, tx] = [read(y, state.size[0]), read(x, state.size[1])];
         const cells = ty.flatMap(([i, wy]) =>
           tx.map(([j, wx]) => ({ y: i, x: j, weight: wy * wx, value: valueAt(state, i, j) })),
         );

@@ -96,7 +96,7 @@ roialign.texts = {
     cellWord: "cell",
     roundingNote: (edge, shift, cells) =>
       `The largest shift is <b>${shift} px</b> (${edge} edge), ${cells} cells. A coarser map makes it worse. RoIAlign has no such shift.`,
-    why: "Why it matters: what the network says about the box, its exact edges or a mask of the object, is wrong by as much; and since each box is rounded differently, it cannot learn to correct that.",
+    why: "Why it matters: what the network says about the box, its exact edges or a mask of the object, is wrong by as much; and since each box is rounded differently, it cannot learn to correct that. Mean or largest value is not the point: set RoIAlign to maximum, and the shift still tells the two apart.",
     sweepTitle: "Nudge the box: does the answer notice?",
     sweepText: (p, q, step, align, pool, jump) =>
       `The value of bin (${p}, ${q}) while the box slides sideways. ${step} px to the right <span class="align-word">RoIAlign</span> changes by ` +
@@ -128,7 +128,7 @@ roialign.texts = {
     zoomExact: "What each cell weighs in this bin, found by integration instead of samples.",
     matricesTitle: "A region is two small matrices",
     matricesSub: (n) =>
-      `Height and width separate: <b>output = Ay · map · Axᵀ</b>. Row p of Ay says how much each row of the map counts for bin row p; Ax does the same for columns. Dark is much. ${n}`,
+      `Height and width separate: <b>output = Ay · map · Axᵀ</b>. Row p of Ay says how much each row of the map counts for bin row p; Ax does the same for columns. Strong colour means much. ${n}`,
     matricesMax: "In max mode there is a row for each sample, and the maximum is taken at the end.",
     matricesPool:
       "For RoIPool they only mark the cells (1 or 0): the bin is the maximum over the marked cells, no product.",
@@ -232,7 +232,7 @@ roialign.texts = {
     cellWord: "格",
     roundingNote: (edge, shift, cells) =>
       `最大的偏移是 <b>${shift} 像素</b>（${edge}），即 ${cells} 格。特征图越粗，偏移越大；RoIAlign 没有这种偏移。`,
-    why: "为什么要紧：网络对这个框的判断（精确的边、物体的掩码）会错开同样多；而每个框的取整各不相同，网络也学不会去纠正。",
+    why: "为什么要紧：网络对这个框的判断（精确的边、物体的掩码）会错开同样多；而每个框的取整各不相同，网络也学不会去纠正。取平均还是取最大并不是关键：把 RoIAlign 设为最大，两者仍差着这个偏移。",
     sweepTitle: "轻推一下框：结果会察觉吗？",
     sweepText: (p, q, step, align, pool, jump) =>
       `框左右滑动时 bin (${p}, ${q}) 的值。向右移动 ${step} 像素，<span class="align-word">RoIAlign</span> 变化 ${align}，` +
@@ -262,7 +262,7 @@ roialign.texts = {
     zoomExact: "每个格子在这个 bin 里的权重，由积分而不是采样得到。",
     matricesTitle: "一个区域就是两个小矩阵",
     matricesSub: (n) =>
-      `高和宽可以分开：<b>输出 = Ay · 特征图 · Axᵀ</b>。Ay 的第 p 行说明特征图的每一行对第 p 行 bin 有多大分量；Ax 对列也是如此。越深越大。${n}`,
+      `高和宽可以分开：<b>输出 = Ay · 特征图 · Axᵀ</b>。Ay 的第 p 行说明特征图的每一行对第 p 行 bin 有多大分量；Ax 对列也是如此。颜色越浓分量越大。${n}`,
     matricesMax: "max 模式下每个采样点占一行，最后再取最大值。",
     matricesPool: "对 RoIPool，它们只标出格子（1 或 0）：bin 是所标格子中的最大值，不是乘积。",
     matricesRows: (name, row, list) => `${name}[${row}]:${list}`,

@@ -117,15 +117,13 @@ roialign.words = (() => {
         `mode="${state.mode}"`,
       );
     }
-    return [
-      `import torch`,
-      `from roialign import ${state.operator}`,
-      ``,
-      `feature_map = ${map}`,
+    const head = [`import torch`, `from roialign import ${state.operator}`, ``, `feature_map = ${map}`, ``].join("\n");
+    const rest = [
       `boxes = [torch.tensor([[${state.box.map(number).join(", ")}]], dtype=torch.float64)]  # x1, y1, x2, y2`,
       `pooled = ${state.operator}(${call.join(", ")})`,
       `print(pooled[0, 0])`,
-    ].join("\n");
+    ];
+    return [head, rest.join("\n")];
   }
 
   /** Never let the sentence get shorter, or the pictures below it would jump while the box is dragged. */
@@ -154,7 +152,9 @@ roialign.words = (() => {
     const said = notes(state, results);
     for (const kind of ["align", "pool"]) put(`${kind}-notes`, said[kind].map((note) => `<li>${note}</li>`).join(""));
     if (results.pool.finite) rounding(state, results);
-    byId("python").textContent = python(state);
+    const [head, rest] = python(state);
+    put("python-map", head); // a long one is laid out anew only when it changes
+    put("python-call", rest);
   }
 
   return { showWords, put };
