@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -199,9 +200,9 @@ def test_sliding_comes_back_to_where_it_began(open_page: Open) -> None:
     page = open_page(reduced_motion="reduce")
     page.locator("#slide").click()
     wait_until(page, "roialign.page.state.box[0] > 100")
-    page.locator("#slide").click()  # stops where it is
-    settle(page)
-    assert page.locator("#slide").inner_text() == "Slide the box"
+    assert page.locator("#slide").inner_text() == "Stop"
+    wait_until(page, "document.getElementById('slide').textContent === 'Slide the box'")
+    assert state_of(page)["box"] == [82, 139, 137, 201]
 
 
 def test_python_button_copies_the_exact_call(open_page: Open) -> None:
@@ -241,6 +242,25 @@ def test_fragment_carries_the_state(open_page: Open) -> None:
     assert state_of(broken)["box"] == [82, 139, 137, 201]
     assert state_of(broken)["bin"] == [1, 1]
     assert state_of(broken)["operator"] == "roi_align"
+
+
+def test_inside_another_page_it_works_without_an_address(browser: Any, tmp_path: Path) -> None:
+    """As in a notebook, where the page is the text of a frame."""
+    outer = tmp_path / "outer.html"
+    outer.write_text(f'<iframe srcdoc="{escape(make_page({"language": "zh"}))}"></iframe>', "utf-8")
+    page = browser.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(outer.as_uri())
+    frame = page.frames[1]
+    frame.wait_for_selector("body[data-ready]")
+    frame.evaluate("roialign.page.update({ box: [1, 2, 3, 4], language: 'en' })")
+    page.wait_for_timeout(400)  # by now it has tried to write its fragment
+    frame.locator("#reset").click()
+    settle(frame)
+    assert frame.evaluate("[roialign.page.state.box, roialign.page.state.language]") == [[82, 139, 137, 201], "en"]
+    page.close()
+    assert not complaints
 
 
 def test_chinese_says_everything_that_english_says(open_page: Open) -> None:

@@ -294,7 +294,7 @@
   }
 
   const stages = ["align", "pool"].map(makeStage);
-  page.start();
+  page.open();
   stages.forEach(listen);
   for (const kind of ["align", "pool"]) listenOutput(byId(`${kind}-output`));
   listenControls();

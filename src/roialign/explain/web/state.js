@@ -12,8 +12,21 @@ roialign.page = (() => {
     const source = initial.values ? "given" : initial.photo ? "photo" : "counting";
     const view = initial.photo ? "photo" : "map";
     page.state = { ...structuredClone(initial), source, view, bin: [0, 0] };
+  }
+
+  function open() {
+    start();
     readFragment();
     fit();
+  }
+
+  /** Back to where the page began, in the reader's language. */
+  function reset() {
+    const { language } = page.state;
+    start();
+    page.state.language = language;
+    fit();
+    draw();
   }
 
   /** Bring a changed state into line with itself. A map that the page makes itself gets finer or coarser with the scale. */
@@ -167,12 +180,5 @@ roialign.page = (() => {
     return Number((Math.round(pixels / step) * step).toFixed(12));
   };
   page.text = () => roialign.texts[page.state.language];
-  return Object.assign(page, {
-    start,
-    update,
-    draw,
-    fragment,
-    sources,
-    reset: () => (history.replaceState?.(null, "", "#"), start(), draw()),
-  });
+  return Object.assign(page, { open, reset, update, draw, fragment, sources });
 })();
