@@ -39,7 +39,7 @@ def random_state(number: int) -> State:
     scale = [chance.choice((0.25, 1.0, 0.0625, 0.3, 3.0)) for _ in range(2)]
 
     def edges(length: int, scale: float) -> tuple[float, float]:
-        kind = chance.choice(("inside", "across", "outside", "inverted", "empty", "whole", "huge", "thin"))
+        kind = chance.choice(("inside", "across", "outside", "inverted", "empty", "whole", "halves", "huge", "thin"))
         low, high = sorted(chance.uniform(-2, length + 2) for _ in range(2))
         if kind == "across":
             low, high = -chance.uniform(0, length + 2), length + chance.uniform(0, length + 2)
@@ -51,6 +51,8 @@ def random_state(number: int) -> State:
             high = low
         elif kind == "whole":
             low, high = float(round(low)), float(round(high))
+        elif kind == "halves":  # where a rounding decides
+            low, high = round(low) + 0.5, round(high) + 0.5
         elif kind == "huge":
             low, high = low - 10 ** chance.uniform(1, 9), high + 10 ** chance.uniform(1, 9)
         elif kind == "thin":
