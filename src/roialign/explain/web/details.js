@@ -311,10 +311,8 @@ roialign.details = (() => {
     const nearest = jumps.length ? xs[jumps[0]] : 0;
     const far = pixels(Math.ceil(Math.abs(nearest) / page.step()) * page.step());
     const jump = nearest ? t.jump(far, signed(lines.pool[jumps[0]] - here.pool), nearest < 0) : t.noJump;
-    return put(
-      "sweep-text",
-      t.sweepText(p, q, pixels(step), change(kind, here.align), change("roi_pool", here.pool), jump),
-    );
+    const words = t.sweepText(p, q, pixels(step), change(kind, here.align), change("roi_pool", here.pool), jump);
+    return put("sweep-text", kind === "prroi_pool" ? words.replace("RoIAlign", t.exact) : words);
   }
 
   function showDetails(state, results) {

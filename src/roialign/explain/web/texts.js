@@ -27,10 +27,10 @@ roialign.texts = {
     stop: ".",
     answerExact: ` <b class="align-word">RoIAlign</b> rounds nothing: it reads exactly your box, between the cells where need be.`,
     answerShift: (dx, dy) =>
-      ` <b class="align-word">RoIAlign</b> rounds nothing, but ALIGNED reads it ${dx} px further right and ${dy} px further ` +
+      ` <b class="align-word">RoIAlign</b> rounds nothing, but, ALIGNED, it reads the box ${dx} px further right and ${dy} px further ` +
       `down: half a cell.`,
     withoutAligned: "without <code>aligned</code>",
-    exactOperator: "the exact operator",
+    exactOperator: "having no half-cell correction",
     answerInverted: "This box is inverted: its right or bottom edge comes before its left or top edge.",
     answerBad: "A coordinate of this box is not a finite number: the output is NaN.",
     alignTitle: "RoIAlign reads the box",
