@@ -1,0 +1,1 @@
+"""See what region pooling does to one box."""
