@@ -155,13 +155,6 @@ def sample_weights(position: Tensor, length: int) -> Tensor:
     return interval_weights(here.to(position.dtype), torch.where(here, position - cells, 0))
 
 
-def integral_window(lo: Tensor, hi: Tensor, bins: int, scale: float) -> Window:
-    """Place Precise RoI pooling's bins on the feature map: no half-cell shift, an inverted box is empty, no samples."""
-    start = lo * scale
-    bin = (hi * scale - start).clamp(min=0) / bins
-    return Window(start, bin, torch.zeros_like(bin), 0)
-
-
 def integral_matrix(lo: Tensor, hi: Tensor, bins: int, length: int, scale: float) -> Tensor:
     """Axis matrix of Precise RoI pooling: the integral of each cell's hat function over the bin, over the bin's length.
 
@@ -178,8 +171,9 @@ def integral_matrix(lo: Tensor, hi: Tensor, bins: int, length: int, scale: float
     Returns:
         ``[K, P, L]`` in the edges' dtype.
     """
-    window = integral_window(lo, hi, bins, scale)
-    edge, bin = bin_edges(window, bins)[..., None], window.bin[:, None, None]
+    start = lo * scale
+    bin = ((hi * scale - start).clamp(min=0) / bins)[:, None, None]
+    edge = start[:, None, None] + torch.arange(bins + 1, device=lo.device, dtype=lo.dtype)[:, None] * bin
     cells = torch.arange(length, device=lo.device, dtype=lo.dtype)
     t = (edge - cells).clamp(-1, 1)  # [K, P + 1, L]
     area = 0.5 + t - t * t.abs() / 2  # the integral of max(0, 1 - |t|) from -1 to t

@@ -55,7 +55,9 @@ class Explanation:
         x: the axis of the columns.
         avg: ``[PH, PW]`` RoIAlign, the mean of each bin's samples.
         max: ``[PH, PW]`` RoIAlign, their maximum.
-        exact: ``[PH, PW]`` Precise RoI pooling, the mean over the whole bin.
+        exact: ``[PH, PW]`` Precise RoI pooling of RoIAlign's bins: the mean over the whole bin, as of infinitely many
+            samples (:func:`roialign.prroi_pool` itself knows no half-cell shift and no least size). An inverted box
+            gives 0.
         roi_pool: ``[PH, PW]`` RoIPool, the maximum over whole cells.
         image: ``[3, h, w]`` the photo, or None.
     """
@@ -260,9 +262,7 @@ def explain(
         raise ValueError(f"image: got {describe(image)}; expected a Tensor [3, h, w] with values in [0, 1]")
     values = feature_map(input_or_size, image)
     if spatial_scale is None:
-        spatial_scale = (
-            1.0 if image is None else [cells / pixels for cells, pixels in zip(values.shape, image.shape[1:])]
-        )
+        spatial_scale = 1.0 if image is None else [values.shape[i] / image.shape[i + 1] for i in (0, 1)]
     scales = check_scale(spatial_scale)
     edges = read_box(box)
     y = axis_values(edges[1], edges[3], size[0], values.shape[0], scales[0], ratio, aligned)
@@ -273,7 +273,9 @@ def explain(
         reference.roi_align([features], rois, None, size, [scales], ratio, aligned, each)[0, 0]
         for each in ("avg", "max")
     )
-    exact = reference.prroi_pool(features, rois, size, scales)[0, 0]
+    # In cells of the map, where RoIAlign's window lies.
+    window = torch.stack([rois[0, 0], x.edges[0], y.edges[0], x.edges[-1], y.edges[-1]])[None]
+    exact = reference.prroi_pool(features, window, size, (1.0, 1.0))[0, 0]
     pooled = reference.roi_pool(features, rois, size, scales)[0, 0]
     return Explanation(values, edges, size, ratio, aligned, mode, y, x, avg, most, exact, pooled, image)
 

@@ -32,8 +32,7 @@ class AxisValues:
         taps: ``[P, S, 2]`` int64, the two cells that a sample reads; -1 where there is none.
         weights: ``[P, S, 2]`` what the taps weigh; 0 where there is none.
         matrix: ``[P, L]`` the axis matrix of average RoIAlign, the mean of the samples' weights.
-        exact_edges: ``[P + 1]`` edges of the bins of Precise RoI pooling, which knows no half-cell shift.
-        exact_matrix: ``[P, L]`` the axis matrix of Precise RoI pooling.
+        exact_matrix: ``[P, L]`` the axis matrix of Precise RoI pooling over RoIAlign's bins.
         pool_cells: ``[P, 2]`` int64, the first cell of each bin of RoIPool and the cell after its last.
         pool_mask: ``[P, L]`` bool, those of RoIPool's cells that are on the map.
         align_shift: ``[2]`` how far RoIAlign's window begins and ends from the box, in pixels of the image.
@@ -50,7 +49,6 @@ class AxisValues:
     taps: Tensor
     weights: Tensor
     matrix: Tensor
-    exact_edges: Tensor
     exact_matrix: Tensor
     pool_cells: Tensor
     pool_mask: Tensor
@@ -88,8 +86,7 @@ def axis_values(low: float, high: float, bins: int, length: int, scale: float, r
         taps=taps,
         weights=weights,
         matrix=axis.mean_matrix(window, bins, length)[0],
-        exact_edges=axis.bin_edges(axis.integral_window(lo, hi, bins, scale), bins)[0],
-        exact_matrix=axis.integral_matrix(lo, hi, bins, length, scale)[0],
+        exact_matrix=axis.integral_matrix(edges[:1], edges[-1:], bins, length, scale=1)[0],
         pool_cells=cells,
         pool_mask=axis.pool_mask(lo, hi, bins, length, scale)[0],
         align_shift=(edges[[0, -1]] + 0.5) / scale - true,  # position 0 is half a cell inside the map
