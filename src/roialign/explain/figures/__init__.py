@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -11,7 +12,7 @@ from ..explanation import Explanation
 from . import bins, gradient, matrices, quantisation, region, sample, style, sums
 from .style import RC, Bin
 
-__all__ = ["FIGURES", "RC", "draw"]
+__all__ = ["FIGURES", "draw", "save"]
 
 
 def draw(explanation: Explanation, figure: str = "overview", bin: Bin | None = None) -> Figure:
@@ -25,6 +26,19 @@ def draw(explanation: Explanation, figure: str = "overview", bin: Bin | None = N
         raise ValueError(f"bin: got {bin}; expected (row, column) of one of {rows} x {columns} bins")
     with rc_context(RC):
         return FIGURES[figure](explanation, bin)
+
+
+def save(explanation: Explanation, path: Path, figure: str = "overview") -> None:
+    """Save a figure as PNG, SVG or PDF, with what it explains as the file's description.
+
+    The same explanation gives the same file.
+    """
+    field = {".png": "Description", ".svg": "Description", ".pdf": "Subject"}.get(path.suffix.lower())
+    if field is None:
+        raise ValueError(f"out: got {path.name}; expected a name that ends in .png, .svg or .pdf")
+    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower(), {})
+    with rc_context({**RC, "svg.hashsalt": "roialign"}):
+        draw(explanation, figure).savefig(path, dpi=150, metadata={field: repr(explanation), **undated})
 
 
 def _overview(explanation: Explanation, bin: Bin) -> Figure:
@@ -64,7 +78,7 @@ def _sample(explanation: Explanation, bin: Bin) -> Figure:
 def _values(explanation: Explanation, bin: Bin) -> Figure:
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12)  # type: ignore[union-attr,call-arg]
-    close, strip, rest = figure.subfigures(1, 3, width_ratios=(1.15, 0.9, 1))
+    close, strip, rest = figure.subfigures(1, 3, squeeze=False, width_ratios=(1.15, 0.9, 1))[0]
     axes = close.subplots()
     bins.draw_closeup(axes, explanation, bin, 3.3)
     axes.set_title(f"Bin ({bin[0]}, {bin[1]}) and its samples")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 from torch import Tensor
@@ -48,13 +48,13 @@ def draw_equation(figure: Figure | SubFigure, explanation: Explanation, bin: Bin
 
 
 def _draw_matrix(
-    axes: Axes, matrix: Tensor, rows: range, columns: range, cmap: style.Colormap, norm: Normalize | None, cell: float
+    axes: Axes, matrix: Tensor, rows: range, columns: range, cmap: Colormap, norm: Normalize | None, cell: float
 ) -> None:
     style.draw_cells(axes, matrix, rows, columns, cmap, norm)
     style.write_cells(axes, matrix, rows, columns, cell * max(len(rows), len(columns)))
     axes.set(
         xlim=(columns.start - 0.52, columns.stop - 0.48), ylim=(rows.stop - 0.48, rows.start - 0.52),
-        xticks=style._ticks(columns), yticks=style._ticks(rows),
+        xticks=style.index_ticks(columns), yticks=style.index_ticks(rows),
     )  # fmt: skip
     for lines in axes.collections:
         lines.set_clip_on(False)

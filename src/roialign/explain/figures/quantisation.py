@@ -28,7 +28,7 @@ def draw_pool(axes: Axes, explanation: Explanation, view: View, room: float, bin
     corners = rows[[0, -1], [0, 1]], columns[[0, -1], [0, 1]]
     style.outline(axes, *corners, edgecolor=POOL, facecolor=(0, 0.447, 0.698, 0.10), fill=True, linewidth=2.4, zorder=3)
     starts = (torch.cat([rows[:, 0], rows[-1:, 1]]), torch.cat([columns[:, 0], columns[-1:, 1]]))
-    style.draw_bins(axes, *starts, POOL, (0, (1, 1.5)))
+    style.draw_bins(axes, *starts, POOL, (1, 1.5))
     if explanation.output.numel() > 1:
         style.outline(axes, rows[bin[0]], columns[bin[1]], edgecolor=INK, linewidth=1.6, zorder=5)
     style.outline(axes, explanation.y.box, explanation.x.box, edgecolor=BOX, linewidth=2, linestyle=(0, (5, 2)))
@@ -43,7 +43,7 @@ def draw_align(axes: Axes, explanation: Explanation, view: View, room: float, bi
         axes, explanation.y.edges, explanation.x.edges, edgecolor=POOL, facecolor=(0, 0.447, 0.698, 0.10), fill=True,
         linewidth=2.4, zorder=3,
     )  # fmt: skip
-    style.draw_bins(axes, explanation.y.edges, explanation.x.edges, POOL, (0, (1, 1.5)))
+    style.draw_bins(axes, explanation.y.edges, explanation.x.edges, POOL, (1, 1.5))
     if explanation.output.numel() > 1:
         style.outline(axes, *style.bin_corners(explanation, bin), edgecolor=INK, linewidth=1.6, zorder=5)
     draw_samples(axes, explanation, view, room)
@@ -57,7 +57,10 @@ def both_views(explanation: Explanation) -> View:
     rows, columns = pool_edges(explanation)
     return style.make_view(
         explanation,
-        (torch.cat([rows.flatten(), explanation.y.box]), torch.cat([columns.flatten(), explanation.x.box])),
+        (
+            [*rows.flatten().tolist(), *explanation.y.box.tolist()],
+            [*columns.flatten().tolist(), *explanation.x.box.tolist()],
+        ),
     )
 
 

@@ -64,7 +64,7 @@ def draw_sample(axes: Axes, explanation: Explanation, bin: Bin) -> None:
         xlim=(min(left - 0.55, x - 0.1), max(left + 1.55, x + 0.1)),
         ylim=(max(top + 1.4, y + 0.1), min(top - 0.4, y - 0.1)),
     )
-    value = float(explanation.sample_values[(*bin, i, j)])
+    result = float(explanation.sample_values[(*bin, i, j)])
     terms = " + ".join(
         f"{style.number(float(weight))}\N{MIDDLE DOT}{style.number(float(explanation.map[tap[0], tap[1]]))}"
         for weight, tap in zip(weights, taps, strict=True) if tap[0] >= 0
@@ -72,7 +72,7 @@ def draw_sample(axes: Axes, explanation: Explanation, bin: Bin) -> None:
     clamped = "" if (at_y, at_x) == (y, x) else ", moved onto the map"
     _say(
         axes,
-        f"sample at y = {style.number(y, 5)}, x = {style.number(x, 5)}{clamped}\n{terms} = {style.number(value, 4)}",
+        f"sample at y = {style.number(y, 5)}, x = {style.number(x, 5)}{clamped}\n{terms} = {style.number(result, 4)}",
     )
 
 

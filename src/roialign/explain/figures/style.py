@@ -23,7 +23,7 @@ CELLS = LinearSegmentedColormap.from_list("cells", ["#ffffff", "#7fa8cf"])
 WEIGHTS = LinearSegmentedColormap.from_list("weights", ["#ffffff", "#f0a860"])
 SIGNED = LinearSegmentedColormap.from_list("signed", ["#b08ac0", "#ffffff", "#f0a860"])
 
-RC: dict[str, Any] = {
+RC: Any = {
     "font.family": "DejaVu Sans",  # comes with Matplotlib
     "font.size": 9,
     "axes.titlesize": 10,
@@ -60,7 +60,7 @@ class View(NamedTuple):
         return rows, columns
 
 
-def make_view(explanation: Explanation, extra: Sequence[Tensor] = ((), ())) -> View:  # type: ignore[assignment]
+def make_view(explanation: Explanation, extra: tuple[Sequence[float], Sequence[float]] = ((), ())) -> View:
     """All of a small map, or the box's surroundings on a large one; a box off the map is shown as far as is sensible.
 
     Args:
@@ -72,8 +72,8 @@ def make_view(explanation: Explanation, extra: Sequence[Tensor] = ((), ())) -> V
     return View(left, right, top, bottom)
 
 
-def _span(part: AxisValues, extra: Tensor | Sequence[float]) -> tuple[float, float]:
-    places = [*part.edges.tolist(), *(float(place) for place in extra)]
+def _span(part: AxisValues, extra: Sequence[float]) -> tuple[float, float]:
+    places = [*part.edges.tolist(), *extra]
     low, high, first, last = min(places), max(places), -0.5, part.length - 0.5
     if part.length > 24 and high > first and low < last:  # look closer
         low, high = max(low - 2, first), min(high + 2, last)
@@ -166,12 +166,12 @@ def outline(axes: Axes, rows: Tensor, columns: Tensor, **style: Any) -> Rectangl
     return rectangle
 
 
-def draw_bins(axes: Axes, rows: Tensor, columns: Tensor, colour: str, style: str = (0, (4, 2))) -> None:  # type: ignore[assignment]
+def draw_bins(axes: Axes, rows: Tensor, columns: Tensor, colour: str, dashes: tuple[float, float] = (4, 2)) -> None:
     """The lines between bins."""
     lines = [[(float(x), float(rows[0])), (float(x), float(rows[-1]))] for x in columns[1:-1]]
     lines += [[(float(columns[0]), float(y)), (float(columns[-1]), float(y))] for y in rows[1:-1]]
     width = 1.2 if len(lines) <= 14 else 0.7
-    axes.add_collection(LineCollection(lines, colors=colour, linewidths=width, linestyles=[style], zorder=4))
+    axes.add_collection(LineCollection(lines, colors=colour, linewidths=width, linestyles=[(0, dashes)], zorder=4))
 
 
 def bin_corners(explanation: Explanation, bin: Bin) -> tuple[Tensor, Tensor]:
@@ -179,18 +179,19 @@ def bin_corners(explanation: Explanation, bin: Bin) -> tuple[Tensor, Tensor]:
     return explanation.y.edges[bin[0] : bin[0] + 2], explanation.x.edges[bin[1] : bin[1] + 2]
 
 
-def frame(axes: Axes, view: View, explanation: Explanation, ticks: bool = True) -> None:
+def frame(axes: Axes, view: View, explanation: Explanation) -> None:
     """Show the view, square cells, with the cells' indices along the edges."""
     axes.set(xlim=(view.left, view.right), ylim=(view.bottom, view.top), aspect="equal", anchor="N")
     rows, columns = view.cells(explanation)
-    axes.set_xticks(_ticks(columns) if ticks else [])
-    axes.set_yticks(_ticks(rows) if ticks else [])
+    axes.set_xticks(index_ticks(columns))
+    axes.set_yticks(index_ticks(rows))
     axes.tick_params(length=0, pad=2)
     for side in axes.spines.values():
         side.set_visible(False)
 
 
-def _ticks(cells: range) -> list[int]:
+def index_ticks(cells: range) -> list[int]:
+    """At most 16 of the cells' indices."""
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**6) if len(cells) / step <= 16)
     return [cell for cell in cells if cell % step == 0]
 
