@@ -78,9 +78,9 @@ def built_in_photo() -> str:
     try:
         from PIL import Image
     except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError("the page's photo needs Pillow; install it with: pip install 'roialign[explain]'") from (
-            missing
-        )
+        raise ModuleNotFoundError(
+            "the page's photo needs Pillow; install it with: pip install 'roialign[explain]'"
+        ) from (missing)
     jpeg = BytesIO()
     with files("roialign.data").joinpath("OSBS_029.jpg").open("rb") as file, Image.open(file) as photo:
         photo.convert("RGB").crop(CROP).save(jpeg, "JPEG", quality=85)

@@ -14,6 +14,8 @@ from ..explanation import Explanation
 from . import style
 from .style import BOX, INK, Bin, View
 
+CORNERS = ((-1, -1), (-1, 1), (1, -1), (1, 1))  # of a cell, (y, x)
+
 
 def draw_region(axes: Axes, explanation: Explanation, room: float, bin: Bin | None = None, names: bool = False) -> None:
     """The map, the bins and the samples; ``bin`` is set off from the others, ``names`` numbers its samples."""
@@ -43,17 +45,23 @@ def draw_map(axes: Axes, explanation: Explanation, view: View, room: float) -> N
         math.ceil(max(view.right - view.left, view.bottom - view.top)),
         room,
     )
-    cell = room * 72 / max(view.right - view.left, view.bottom - view.top)
-    if not size or cell * _spacing(explanation) < 17:  # where samples lie close there is no room for numbers
+    if not size:
         return
-    dy, dx = _free_corner(explanation)
+    size = min(size, 8)
+    cell = room * 72 / max(view.right - view.left, view.bottom - view.top)  # points
+    best = _free_corner(explanation)
     for y in rows:
         for x in columns:
-            axes.text(
-                x + 0.44 * dx, y + 0.42 * dy, style.number(float(explanation.map[y, x])),
-                ha="right" if dx > 0 else "left", va="bottom" if dy > 0 else "top",
-                fontsize=min(size, 8), color=style.MUTED, clip_on=True, zorder=2,
-            )  # fmt: skip
+            text = style.number(float(explanation.map[y, x]))
+            height, width = (0.5 * size + 3) / cell, (0.3 * size * len(text) + 3) / cell  # half of letters and cross
+            for dy, dx in sorted(CORNERS, key=lambda corner: corner != best):
+                at_y, at_x = y + dy * (0.44 - height / 2), x + dx * (0.46 - width / 2)
+                if not (_near(explanation.y.samples, at_y, height) and _near(explanation.x.samples, at_x, width)):
+                    axes.text(
+                        x + 0.44 * dx, y + 0.42 * dy, text, ha="right" if dx > 0 else "left",
+                        va="bottom" if dy > 0 else "top", fontsize=size, color=style.MUTED, zorder=2, clip_on=True,
+                    )  # fmt: skip
+                    break  # where samples lie too close, there is no number
 
 
 def draw_samples(axes: Axes, explanation: Explanation, view: View, room: float) -> None:
@@ -107,10 +115,13 @@ def _spacing(explanation: Explanation) -> float:
 
 def _free_corner(explanation: Explanation) -> tuple[int, int]:
     """The corner of a cell that is farthest from samples, so that numbers and crosses keep apart."""
-    corners = ((-1, -1), (-1, 1), (1, -1), (1, 1))
     y, x = explanation.y.samples, explanation.x.samples
     # Numbers are wide: above or below matters more than left or right.
-    return max(corners, key=lambda corner: round(_gap(y, 0.3 * corner[0]) + 0.3 * _gap(x, 0.3 * corner[1]), 3))
+    return max(CORNERS, key=lambda corner: round(_gap(y, 0.3 * corner[0]) + 0.3 * _gap(x, 0.3 * corner[1]), 3))
+
+
+def _near(samples: Tensor, place: float, reach: float) -> bool:
+    return bool(((samples - place).abs() < reach).any())
 
 
 def _gap(samples: Tensor, offset: float) -> float:
