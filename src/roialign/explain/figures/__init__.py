@@ -44,7 +44,7 @@ def save(explanation: Explanation, path: Path, figure: str = "overview") -> None
 def _overview(explanation: Explanation, bin: Bin) -> Figure:
     figure = Figure(figsize=(13, 5), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.15, wspace=0.03)  # type: ignore[union-attr,call-arg]
-    first, second, third = figure.subplots(1, 3, width_ratios=(1.15, 1, 0.9))
+    first, second, third = figure.subplots(1, 3, width_ratios=(1.1, 1.1, 0.8))
     region.draw_region(first, explanation, 4.2, bin)
     handles = region.legend_handles(first, explanation)
     figure.legend(handles=handles, loc="outside lower left", ncols=4, fontsize=8.5)
@@ -68,7 +68,7 @@ def _map(explanation: Explanation, bin: Bin) -> Figure:
 
 
 def _sample(explanation: Explanation, bin: Bin) -> Figure:
-    figure = Figure(figsize=(5.2, 5), layout="constrained")
+    figure = Figure(figsize=(5, 5.3), layout="constrained")
     axes = figure.subplots()
     sample.draw_sample(axes, explanation, bin)
     axes.set_title("Each neighbour weighs as much as the area opposite to it", loc="center")

@@ -101,10 +101,9 @@ def title(explanation: Explanation) -> str:
     """What is pooled, in one line."""
     height, width = (abs(float(part.edges[-1] - part.edges[0])) for part in (explanation.y, explanation.x))
     rows, columns = explanation.output_size
-    return (
-        f"{style.by(width, height)} cells in {style.by(columns, rows)} bins, "
-        f"{style.by(explanation.x.grid, explanation.y.grid)} samples each"
-    )
+    bins = f"{style.by(width, height)} cells in {style.by(columns, rows)} bins,"
+    samples = f"{style.by(explanation.x.grid, explanation.y.grid)} samples each"
+    return f"{bins} {samples}" if len(bins + samples) < 52 else f"{bins}\n{samples}"
 
 
 def _spacing(explanation: Explanation) -> float:

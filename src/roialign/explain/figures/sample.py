@@ -35,7 +35,7 @@ def draw_sample(axes: Axes, explanation: Explanation, bin: Bin) -> None:
         opposite_y, opposite_x = 2 * top + 1 - corner_y, 2 * left + 1 - corner_x
         area = Rectangle((opposite_x, opposite_y), at_x - opposite_x, at_y - opposite_y, facecolor=colour, alpha=0.75)
         axes.add_patch(area)
-        if min(abs(at_x - opposite_x), abs(at_y - opposite_y)) > 0.09:
+        if min(abs(at_x - opposite_x), abs(at_y - opposite_y)) > 0.16:
             axes.text((at_x + opposite_x) / 2, (at_y + opposite_y) / 2, letter, ha="center", va="center", fontsize=13)
         real = bool(tap[0] >= 0)
         face = colour if real else "white"
@@ -91,7 +91,7 @@ def _draw_outside(axes: Axes, explanation: Explanation, y: float, x: float) -> N
     axes.autoscale_view()
     low_x, high_x, low_y, high_y = min(x, -1), max(x, width), min(y, -1), max(y, height)
     pad = 0.08 * max(high_x - low_x, high_y - low_y)
-    axes.set(xlim=(low_x - pad, high_x + pad), ylim=(high_y + pad, low_y - pad))
+    axes.set(xlim=(low_x - pad, high_x + pad), ylim=(high_y + 4 * pad, low_y - pad))
     off = " and ".join(
         f"{name} outside [\N{MINUS SIGN}1, {length}]"
         for name, place, length in (("y", y, height), ("x", x, width))
@@ -102,4 +102,4 @@ def _draw_outside(axes: Axes, explanation: Explanation, y: float, x: float) -> N
 
 def _say(axes: Axes, words: str) -> None:
     """Words below the picture."""
-    axes.text(0.5, -0.02, words, ha="center", va="top", transform=axes.transAxes, fontsize=8.5, linespacing=1.6)
+    axes.text(0.5, 0, words, ha="center", va="bottom", transform=axes.transAxes, fontsize=8.5, linespacing=1.6)
