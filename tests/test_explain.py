@@ -10,11 +10,11 @@ from html import unescape
 from itertools import product
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from torch import Tensor
 
+import oracle
 import roialign
 from roialign.explain import Explanation
 
@@ -43,7 +43,7 @@ def make(setting: tuple, mode: str = "avg", seed: int = 0) -> Explanation:
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_output_is_the_operators(setting: tuple, mode: str) -> None:
     told = make(setting, mode)
-    size, box, bins, scale, ratio, aligned = setting
+    _, box, bins, scale, ratio, aligned = setting
     rois = torch.tensor([[0, *box]], dtype=torch.float64)
     features = told.map[None, None]
     pooled = roialign.roi_align(features, rois, bins, scale, ratio, aligned, mode=mode)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import matplotlib
@@ -278,7 +278,7 @@ def text_boxes(figure: Figure) -> list[tuple[str, matplotlib.transforms.BboxBase
 def test_colours_are_readable_in_grey() -> None:
     for cmap in (style.CELLS, style.WEIGHTS):
         light = [luminance(cmap(step)) for step in np.linspace(0, 1, 50)]
-        assert all(a > b for a, b in zip(light, light[1:], strict=False))  # darker is more, also in grey
+        assert all(a > b for a, b in pairwise(light))  # darker is more, also in grey
         assert (min(light) + 0.05) / (luminance(matplotlib.colors.to_rgba(style.INK)) + 0.05) > 4.5  # WCAG AA
     box, pool = (luminance(matplotlib.colors.to_rgba(colour)) for colour in (style.BOX, style.POOL))
     assert box > 1.2 * pool

@@ -96,7 +96,7 @@ def _sums(explanation: Explanation, bin: Bin) -> Figure:
     figure = Figure(figsize=(14, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
     chosen = sums.listed_bins(explanation, bin)
-    region.draw_region(left, explanation, 5, bin if len(chosen) == 1 else None)
+    region.draw_region(left, explanation, 5, bin if len(chosen) == 1 else None, names=True)
     sums.name_samples(left, explanation, chosen)
     handles = region.legend_handles(left, explanation)
     figure.legend(handles=handles, loc="outside lower left", ncols=4, fontsize=8.5)

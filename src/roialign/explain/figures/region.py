@@ -18,9 +18,9 @@ CORNERS = ((-1, -1), (-1, 1), (1, -1), (1, 1))  # of a cell, (y, x)
 
 
 def draw_region(axes: Axes, explanation: Explanation, room: float, bin: Bin | None = None, names: bool = False) -> None:
-    """The map, the bins and the samples; ``bin`` is set off from the others, ``names`` numbers its samples."""
+    """The map, the bins and the samples; ``bin`` is set off from the others, ``names`` leaves room beside samples."""
     view = style.make_view(explanation)
-    draw_map(axes, explanation, view, room)
+    draw_map(axes, explanation, view, room, names)
     style.draw_bins(axes, explanation.y.edges, explanation.x.edges, BOX)
     style.outline(axes, explanation.y.edges, explanation.x.edges, edgecolor=BOX, linewidth=2.2)
     if bin is not None and explanation.output.numel() > 1:
@@ -29,7 +29,7 @@ def draw_region(axes: Axes, explanation: Explanation, room: float, bin: Bin | No
     style.frame(axes, view, explanation)
 
 
-def draw_map(axes: Axes, explanation: Explanation, view: View, room: float) -> None:
+def draw_map(axes: Axes, explanation: Explanation, view: View, room: float, names: bool = False) -> None:
     """The cells with their values, or the photo that they were made from."""
     rows, columns = view.cells(explanation)
     if explanation.image is not None:
@@ -50,13 +50,20 @@ def draw_map(axes: Axes, explanation: Explanation, view: View, room: float) -> N
     size = min(size, 8)
     cell = room * 72 / max(view.right - view.left, view.bottom - view.top)  # points
     best = _free_corner(explanation)
+    # What numbers keep clear of: crosses, and names to the right of and above these.
+    marks = [(explanation.y.samples, explanation.x.samples, 3.0)]
+    if names:
+        marks.append((explanation.y.samples - 6 / cell, explanation.x.samples + 10 / cell, 7.0))
     for y in rows:
         for x in columns:
             text = style.number(float(explanation.map[y, x]))
-            height, width = (0.5 * size + 3) / cell, (0.3 * size * len(text) + 3) / cell  # half of letters and cross
+            height, width = 0.5 * size / cell, 0.3 * size * len(text) / cell  # half of the letters
             for dy, dx in sorted(CORNERS, key=lambda corner: corner != best):
-                at_y, at_x = y + dy * (0.44 - height / 2), x + dx * (0.46 - width / 2)
-                if not (_near(explanation.y.samples, at_y, height) and _near(explanation.x.samples, at_x, width)):
+                at_y, at_x = y + dy * (0.42 - height), x + dx * (0.44 - width)
+                if not any(
+                    _near(mark_y, at_y, height + reach / cell) and _near(mark_x, at_x, width + reach / cell)
+                    for mark_y, mark_x, reach in marks
+                ):
                     axes.text(
                         x + 0.44 * dx, y + 0.42 * dy, text, ha="right" if dx > 0 else "left",
                         va="bottom" if dy > 0 else "top", fontsize=size, color=style.MUTED, zorder=2, clip_on=True,
@@ -101,9 +108,9 @@ def title(explanation: Explanation) -> str:
     """What is pooled, in one line."""
     height, width = (abs(float(part.edges[-1] - part.edges[0])) for part in (explanation.y, explanation.x))
     rows, columns = explanation.output_size
-    bins = f"{style.by(width, height)} cells in {style.by(columns, rows)} bins,"
+    bins = f"{style.by(width, height, 3)} cells in {style.by(columns, rows)} bins,"
     samples = f"{style.by(explanation.x.grid, explanation.y.grid)} samples each"
-    return f"{bins} {samples}" if len(bins + samples) < 52 else f"{bins}\n{samples}"
+    return f"{bins} {samples}" if len(bins + samples) < 60 else f"{bins}\n{samples}"
 
 
 def _spacing(explanation: Explanation) -> float:

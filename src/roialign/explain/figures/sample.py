@@ -61,8 +61,8 @@ def draw_sample(axes: Axes, explanation: Explanation, bin: Bin) -> None:
         axes.plot(x, y, "x", color=MUTED, markersize=7, zorder=7)
     axes.plot(at_x, at_y, "x", color=INK, markersize=9, markeredgewidth=2, zorder=8, path_effects=style.halo(3))
     axes.set(
-        xlim=(min(left - 0.55, x - 0.1), max(left + 1.55, x + 0.1)),
-        ylim=(max(top + 1.4, y + 0.1), min(top - 0.4, y - 0.1)),
+        xlim=(min(left - 0.45, x - 0.1), max(left + 1.45, x + 0.1)),
+        ylim=(max(top + 1.75, y + 0.1), min(top - 0.38, y - 0.1)),  # room for the words
     )
     result = float(explanation.sample_values[(*bin, i, j)])
     terms = " + ".join(
