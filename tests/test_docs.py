@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
@@ -15,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -93,6 +96,30 @@ def test_site_builds_strictly_and_every_link_leads_somewhere(tmp_path: Path) -> 
             if parts.fragment and path.suffix == ".html" and path.name not in ("page.html", "page-zh.html"):
                 assert unquote(parts.fragment) in pages[path].anchors, f"{page.name}: {target}"
     assert not list(tmp_path.rglob("*.py"))
+
+
+def test_notebook_runs() -> None:
+    """All cells in order; what each shows, by its last line."""
+    cells = json.loads((ROOT / "examples" / "play.ipynb").read_text(encoding="utf-8"))["cells"]
+    scope: dict[str, object] = {}
+    shown = []
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        for cell in cells:
+            assert not cell.get("outputs"), "a notebook is committed without outputs"
+            if cell["cell_type"] == "code":
+                lines = [line for line in "".join(cell["source"]).splitlines() if not line.startswith("%")]
+                tree = ast.parse("\n".join(lines))
+                last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+                exec(compile(tree, "play.ipynb", "exec"), scope)
+                if last is not None:
+                    shown.append(eval(compile(ast.Expression(last.value), "play.ipynb", "eval"), scope))
+    assert "<iframe" in shown[0]._repr_html_()
+    assert isinstance(shown[-1], Figure)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "[-5.0, 14.0]"
+    errors = [float(line.split()[1]) for line in lines[1:6]]
+    assert errors[-1] < 0.01 < errors[0]
+    assert lines[-1] == "[12.0, 5.0]"  # the box has found the hill's top
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
