@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
 import roialign
+from pages import Open, State
 
 READY = [name for name, status in roialign.backends.available().items() if status.ready]
 
@@ -28,3 +32,46 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of the backend that serves every call of the test."""
     with roialign.backends.use(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, the machine's own: nothing is downloaded. Without one the test is skipped."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs: pip install 'roialign[all]'")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = os.environ.get("ROIALIGN_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip("needs Chromium: apt-get install chromium, or its path in ROIALIGN_CHROMIUM")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
+    """Open the interactive page; in the end there must have been no error and no request but for the file itself."""
+    from roialign.explain.page import make_page
+
+    contexts, complaints = [], []
+
+    def see_request(request: Any) -> None:
+        if not request.url.startswith(("file:", "data:")):
+            complaints.append(f"request: {request.url}")
+
+    def open_page(state: State | None = None, fragment: str = "", **options: Any) -> Any:
+        path = tmp_path / f"page{len(contexts)}.html"
+        path.write_text(make_page(state), "utf-8")
+        contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options}))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", see_request)
+        page.goto(f"{path.as_uri()}{fragment}")
+        page.wait_for_selector("body[data-ready]")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not complaints

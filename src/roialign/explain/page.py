@@ -35,6 +35,8 @@ DEFAULTS: dict[str, Any] = {
 }
 CROP = (18, 170, 242, 394)  # of that photo, (left, top, right, bottom): 7 x 7 cells of 32 pixels
 
+CREDIT = "deepforest (MIT, (c) 2019 Ben Weinstein); imagery of the US National Ecological Observatory Network"
+
 
 def make_page(state: Mapping[str, Any] | None = None) -> str:
     """Make the interactive page.
@@ -45,8 +47,8 @@ def make_page(state: Mapping[str, Any] | None = None) -> str:
             ``box``: (x1, y1, x2, y2), pixels of the image.
             ``output_size``, ``sampling_ratio``, ``spatial_scale``, ``aligned``, ``mode``: as of ``roi_align``.
             ``operator``: ``"roi_align"``, ``"prroi_pool"`` or ``"roi_pool"``.
-            ``values``: H rows of W numbers, the feature map; None shows the photo's brightness if there is a photo, else
-            the map that counts its cells from 0.
+            ``values``: H rows of W numbers, the feature map; None takes the photo's brightness if there is a photo,
+            else counts the cells from 0.
             ``photo``: data URI of a picture that is drawn under the map's cells, or None. Only the built-in example (no
             ``size``, ``values`` or ``photo`` given) brings a photo of its own.
             ``language``: ``"en"`` or ``"zh"``; the reader can switch.
@@ -98,7 +100,7 @@ def _checked(state: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"state: got unknown keys {unknown}; expected some of {[*DEFAULTS, 'photo']}")
     full = {**DEFAULTS, **state}
     if not {"size", "values", "photo"} & set(state):
-        full["photo"] = built_in_photo()
+        full |= {"photo": built_in_photo(), "credit": CREDIT}
     height, width = check_output_size(list(full["size"]))
     photo, values = full.get("photo"), full["values"]
     if photo is not None and not (isinstance(photo, str) and photo.startswith("data:image/")):
@@ -125,6 +127,7 @@ def _checked(state: Mapping[str, Any]) -> dict[str, Any]:
         "values": values,
         "photo": photo,
         "language": full["language"],
+        "credit": full.get("credit"),
     }
 
 

@@ -40,7 +40,8 @@
     next[y] = page.snap(box[y] + dy);
     for (const edge of [x, y]) {
       const other = (edge + 2) % 4;
-      if (box[edge] > box[other] || (box[edge] === box[other] && edge > 1)) next[edge] = Math.max(next[edge], box[other]);
+      if (box[edge] > box[other] || (box[edge] === box[other] && edge > 1))
+        next[edge] = Math.max(next[edge], box[other]);
       else if (box[edge] <= box[other]) next[edge] = Math.min(next[edge], box[other]);
     }
     return next;
@@ -52,7 +53,9 @@
     if (!result.finite) return null;
     const place = stage.geometry.toCells(x, y);
     const edges = draw.region(stage.kind, result);
-    const found = [1, 0].map((d) => Math.floor(((place[d] - edges[d]) / (edges[d + 2] - edges[d])) * page.state.output_size[1 - d]));
+    const found = [1, 0].map((d) =>
+      Math.floor(((place[d] - edges[d]) / (edges[d + 2] - edges[d])) * page.state.output_size[1 - d]),
+    );
     return found.every((index, d) => index >= 0 && index < page.state.output_size[d]) ? found : null;
   }
 
@@ -72,21 +75,32 @@
       if (event.button !== 0) return;
       if (part === undefined) return select(event);
       stopSliding();
-      drag = { part: part === "move" ? part : Number(part), from: place(event), box: page.state.box.map(Number), moved: false };
+      drag = {
+        part: part === "move" ? part : Number(part),
+        from: [event.clientX, event.clientY],
+        box: page.state.box.map(Number),
+        moved: false,
+      };
       svg.setPointerCapture(event.pointerId);
     });
     svg.addEventListener("pointermove", (event) => {
       if (!drag) return event.pointerType === "mouse" ? select(event) : undefined;
-      const [x, y] = place(event);
-      if (!drag.moved && Math.hypot(x - drag.from[0], y - drag.from[1]) < 3) return undefined;
+      return follow(event);
+    });
+    const follow = (event) => {
+      const [dx, dy] = [event.clientX - drag.from[0], event.clientY - drag.from[1]];
+      if (!drag.moved && Math.hypot(dx, dy) < 3) return;
       drag.moved = true;
       const { unit } = stage.geometry;
-      return page.update({ box: moved(drag.box, drag.part, (x - drag.from[0]) / unit, (y - drag.from[1]) / unit) });
-    });
+      page.update({ box: moved(drag.box, drag.part, dx / unit, dy / unit) });
+    };
     const end = (event) => {
-      if (drag && !drag.moved && event.type === "pointerup") select(event);
+      if (drag && event.type === "pointerup") drag.moved ? follow(event) : select(event); // moves may come bundled
       drag = null;
     };
+    // A finger on the box drags it and does not scroll the page; touch-action alone is not heeded inside an SVG.
+    const holdStill = (event) => event.target.closest("[data-part]") && event.preventDefault();
+    svg.addEventListener("touchstart", holdStill, { passive: false });
     svg.addEventListener("pointerup", end);
     svg.addEventListener("pointercancel", end);
     svg.addEventListener("keydown", (event) => {
@@ -111,7 +125,12 @@
       const [ph, pw] = page.state.output_size;
       const [p, q] = page.state.bin;
       const to = {
-        ArrowLeft: [p, q - 1], ArrowRight: [p, q + 1], ArrowUp: [p - 1, q], ArrowDown: [p + 1, q], Home: [p, 0], End: [p, pw - 1],
+        ArrowLeft: [p, q - 1],
+        ArrowRight: [p, q + 1],
+        ArrowUp: [p - 1, q],
+        ArrowDown: [p + 1, q],
+        Home: [p, 0],
+        End: [p, pw - 1],
       }[event.key];
       if (!to) return;
       event.preventDefault();
@@ -154,7 +173,9 @@
   /** "1/32", "0.5" or "1/16, 1/8" as a scale; null if it is none. */
   function readScale(text) {
     const parts = text.split(",").map((part) => {
-      const [top, bottom = "1", ...rest] = part.split("/").map((number) => (number.trim() === "" ? NaN : Number(number)));
+      const [top, bottom = "1", ...rest] = part
+        .split("/")
+        .map((number) => (number.trim() === "" ? NaN : Number(number)));
       return rest.length ? NaN : top / Number(bottom);
     });
     if (parts.length > 2 || !parts.every((scale) => scale > 0 && scale < Infinity)) return null;
@@ -170,9 +191,14 @@
     columns: [(s) => s.output_size[1], (n, s) => ({ output_size: [s.output_size[0], n] })],
     ratio: [(s) => Math.max(s.sampling_ratio, 0), (n) => ({ sampling_ratio: n }), (n, t) => n || t.adaptive],
     scale: [
-      (s) => Math.log2(scales(s)[1]),
-      (n) => ({ spatial_scale: 2 ** n }),
-      () => scales(page.state).toReversed().map((scale) => draw.show(1 / scale)).filter((n, i, all) => n !== all[i - 1]).join(" × "),
+      (s) => -Math.log2(scales(s)[1]),
+      (n) => ({ spatial_scale: 2 ** -n }),
+      () =>
+        scales(page.state)
+          .toReversed()
+          .map((scale) => draw.show(1 / scale))
+          .filter((n, i, all) => n !== all[i - 1])
+          .join(" × "),
     ],
   };
 
@@ -193,7 +219,8 @@
     });
     ["x1", "y1", "x2", "y2"].forEach((id, i) =>
       byId(id).addEventListener("input", (event) => {
-        if (Number.isFinite(event.target.valueAsNumber)) page.update({ box: page.state.box.with(i, event.target.valueAsNumber) });
+        if (Number.isFinite(event.target.valueAsNumber))
+          page.update({ box: page.state.box.with(i, event.target.valueAsNumber) });
       }),
     );
     byId("slide").addEventListener("click", slide);
@@ -230,13 +257,17 @@
     document.documentElement.lang = { en: "en", zh: "zh-Hans" }[state.language];
     for (const part of document.querySelectorAll("[data-t]")) part.textContent = t[part.dataset.t];
     document.title = t.title;
+    byId("credit").textContent = page.initial.credit ? t.credit(page.initial.credit) : "";
     byId("language").textContent = t.other;
     byId("language").lang = { en: "en", zh: "zh-Hans" }[t.otherLang];
     byId("theme").textContent = theme() === "dark" ? t.toLight : t.toDark;
     label();
+    // From 64 cells along the image to 2, and wherever the scale is now.
+    const image = Math.log2(Math.max(...page.image));
+    Object.assign(byId("scale"), { min: Math.ceil(image - 6), max: Math.floor(image - 1) });
     for (const [id, [read, , words = (n) => n]] of Object.entries(sliders)) {
       const slider = byId(id);
-      if (id !== "scale") slider.max = Math.max(slider.max, read(state));
+      slider.max = Math.max(slider.max, read(state));
       if (slider !== document.activeElement || Number(slider.value) !== read(state)) slider.value = read(state);
       slider.previousElementSibling.textContent = words(read(state), t);
       slider.setAttribute("aria-valuetext", words(read(state), t));
@@ -246,10 +277,16 @@
     for (const radio of document.querySelectorAll("[type=radio]")) radio.checked = state[radio.name] === radio.value;
     byId("aligned").checked = state.aligned;
     const fields = { "scale-text": [...new Set(scales(state))].map(writeScale).join(", ") };
-    ["x1", "y1", "x2", "y2"].forEach((id, i) => (fields[id] = `${state.box[i]}`));
+    ["x1", "y1", "x2", "y2"].forEach(
+      (id, i) => (fields[id] = Number.isFinite(Number(state.box[i])) ? `${state.box[i]}` : ""),
+    );
     for (const [id, text] of Object.entries(fields)) if (byId(id) !== document.activeElement) byId(id).value = text;
     for (const id of ["x1", "y1", "x2", "y2"]) byId(id).step = page.step();
-    for (const [id, name] of [["view-photo-label", "photo"], ["source-photo-label", "photo"], ["source-given-label", "given"]]) {
+    for (const [id, name] of [
+      ["view-photo-label", "photo"],
+      ["source-photo-label", "photo"],
+      ["source-given-label", "given"],
+    ]) {
       byId(id).hidden = !page.sources().includes(name);
     }
     byId("view-photo-label").parentElement.hidden = !page.sources().includes("photo");
@@ -275,7 +312,10 @@
     document.body.dataset.chosen = state.operator === "roi_pool" ? "pool" : "align";
     if (!state.photo || page.photo) document.body.dataset.ready = "yes";
     clearTimeout(speaking);
-    speaking = setTimeout(() => (byId("live").textContent = `${byId("answer").textContent} ${byId("bin-title").textContent}`), 600);
+    speaking = setTimeout(
+      () => (byId("live").textContent = `${byId("answer").textContent} ${byId("bin-title").textContent}`),
+      600,
+    );
   });
   new ResizeObserver(() => page.draw()).observe(byId("align-stage"));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => page.draw());

@@ -35,7 +35,15 @@ roialign.details = (() => {
       const rows = samples.slice(0, ROWS).map((s, i) => {
         const terms = s.cells.map((c) => `${show(c.value)}·${show(c.weight, 3)}`).join(" + ") || t.outsideSample;
         const classes = [i === page.sample ? "own" : "", i === best ? "best" : ""].join(" ");
-        return row([`<button type="button" data-sample="${i}">${i + 1}</button>`, `${show(s.y)}, ${show(s.x)}`, terms, show(s.value, 5)], ` class="${classes}"`);
+        return row(
+          [
+            `<button type="button" data-sample="${i}">${i + 1}</button>`,
+            `${show(s.y)}, ${show(s.x)}`,
+            terms,
+            show(s.value, 5),
+          ],
+          ` class="${classes}"`,
+        );
       });
       if (samples.length > ROWS) rows.push(row(["", "", t.more(samples.length - ROWS), ""]));
       const shown = samples.slice(0, 9).map((s) => show(s.value, 5));
@@ -48,11 +56,19 @@ roialign.details = (() => {
     const rows = cells.slice(0, ROWS).map((c) => {
       const best = pool && c.value === chosen.bins[p][q] ? ' class="best"' : "";
       const place = `${c.y}, ${c.x}`;
-      return row(pool ? [place, show(c.value)] : [place, show(c.value), show(c.weight, 4), show(c.value * c.weight)], best);
+      return row(
+        pool ? [place, show(c.value)] : [place, show(c.value), show(c.weight, 4), show(c.value * c.weight)],
+        best,
+      );
     });
     if (cells.length > ROWS) rows.push(row([t.more(cells.length - ROWS)]));
-    const many = align && chosen.y.grid * chosen.x.grid > 0 ? `${t.counted(show(chosen.y.grid, 6), show(chosen.x.grid, 6))} ` : "";
-    const list = cells.slice(0, 9).map((c) => show(c.value)).join(", ") + (cells.length > 9 ? ", …" : "");
+    const many =
+      align && chosen.y.grid * chosen.x.grid > 0 ? `${t.counted(show(chosen.y.grid, 6), show(chosen.x.grid, 6))} ` : "";
+    const list =
+      cells
+        .slice(0, 9)
+        .map((c) => show(c.value))
+        .join(", ") + (cells.length > 9 ? ", …" : "");
     if (many && max) put("sum", `${many}<b>${value}</b>`);
     else put("sum", many + (cells.length ? (pool ? t.sumMax(list, value) : t.sumWeights(value)) : t.sumNothing));
     return replaceRows(rows.length ? head(pool ? t.poolHead : t.cellsHead) : "", rows, cells, true);
@@ -98,11 +114,18 @@ roialign.details = (() => {
       const [ax, ay] = [(dx ? 75 + cx : cx + 225) / 2, (dy ? 75 + cy : cy + 225) / 2];
       const large = (dx ? cx - 75 : 225 - cx) > 18 && (dy ? cy - 75 : 225 - cy) > 18;
       parts.push(`<circle class="a${i}" cx="${px}" cy="${py}" r="5"/>`);
-      parts.push(`<text x="${dx ? 296 : 4}" y="${dy ? 276 : 18}" text-anchor="${dx ? "end" : "start"}" class="letter">${letter}: ${show(value)}</text>`);
-      parts.push(`<text x="${dx ? 296 : 4}" y="${dy ? 294 : 36}" text-anchor="${dx ? "end" : "start"}">× ${show(weight, 3)}</text>`);
-      if (large) parts.push(`<text x="${ax}" y="${ay + 5}" text-anchor="middle" class="letter">${letter.toLowerCase()}</text>`);
+      parts.push(
+        `<text x="${dx ? 296 : 4}" y="${dy ? 276 : 18}" text-anchor="${dx ? "end" : "start"}" class="letter">${letter}: ${show(value)}</text>`,
+      );
+      parts.push(
+        `<text x="${dx ? 296 : 4}" y="${dy ? 294 : 36}" text-anchor="${dx ? "end" : "start"}">× ${show(weight, 3)}</text>`,
+      );
+      if (large)
+        parts.push(`<text x="${ax}" y="${ay + 5}" text-anchor="middle" class="letter">${letter.toLowerCase()}</text>`);
     }
-    parts.push(`<path class="halo" d="M${cx - 8} ${cy - 8}l16 16m0 -16l-16 16"/><path class="cross own" d="M${cx - 8} ${cy - 8}l16 16m0 -16l-16 16"/>`);
+    parts.push(
+      `<path class="halo" d="M${cx - 8} ${cy - 8}l16 16m0 -16l-16 16"/><path class="cross own" d="M${cx - 8} ${cy - 8}l16 16m0 -16l-16 16"/>`,
+    );
     put("zoom", `<svg viewBox="0 0 300 300" role="img" aria-labelledby="zoom-text">${parts.join("")}</svg>`);
     return put("zoom-text", (s.cells.length === 4 ? t.zoomSample : t.zoomEdge)(n, show(s.value, 5)));
   }
@@ -120,7 +143,10 @@ roialign.details = (() => {
     const parts = cells.map((c) => {
       const [x, y] = [(c.x - x0) * side, (c.y - y0) * side];
       const best = pool && c.value === value ? "best" : "";
-      const words = side < 40 ? "" : `<text x="${x + side / 2}" y="${y + side / 2 + 5}" text-anchor="middle">${show(pool ? c.value : c.weight, 3)}</text>`;
+      const words =
+        side < 40
+          ? ""
+          : `<text x="${x + side / 2}" y="${y + side / 2 + 5}" text-anchor="middle">${show(pool ? c.value : c.weight, 3)}</text>`;
       const strength = pool ? 0.15 : (0.6 * Math.abs(c.weight)) / top;
       return (
         `<rect class="cell" x="${x + 2}" y="${y + 2}" width="${side - 4}" height="${side - 4}"/>` +
@@ -143,13 +169,13 @@ roialign.details = (() => {
     const columns = [H, W, Ax.length, state.output_size[1]];
     const signs = ["×", "×", "="];
     const gap = 22;
-    const side = Math.min(22, (room - gap * 3 - 4) / columns.reduce((a, b) => a + b, 0));
+    const side = Math.min(26, (room - gap * 3 - 28) / columns.reduce((a, b) => a + b, 0));
     const rows = [Ay.length, H, W, state.output_size[0]];
     const tall = Math.max(...rows) * side;
     const sharp = devicePixelRatio || 1;
     const styles = getComputedStyle(document.body);
     const [ink, align, pool] = ["--ink", "--align", "--pool"].map((name) => styles.getPropertyValue(name));
-    const [width, height] = [columns.reduce((a, b) => a + b, 0) * side + gap * 3 + 4, tall + 26];
+    const [width, height] = [columns.reduce((a, b) => a + b, 0) * side + gap * 3 + 28, tall + 26]; // with room for a name wider than its matrix
     Object.assign(canvas, { width: width * sharp, height: height * sharp });
     Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });
     const context = canvas.getContext("2d");
@@ -205,7 +231,11 @@ roialign.details = (() => {
     const words = (name, matrix, [first, count]) =>
       indices(Math.min(count, 8)).map((i) => {
         const list = taps(matrix[first + i]).map(([cell, weight]) => `${t.cellWord} ${cell} → ${show(weight, 4)}`);
-        return t.matricesRows(name, first + i, list.slice(0, 12).join(", ") + (list.length > 12 ? ", …" : "") || t.allZero);
+        return t.matricesRows(
+          name,
+          first + i,
+          list.slice(0, 12).join(", ") + (list.length > 12 ? ", …" : "") || t.allZero,
+        );
       });
     const [wy, wx] = [words("Ay", Ay, ownY), words("Ax", Ax, ownX)];
     put("matrices-rows", [...wy, ...wx].map((line) => `<span>${line}</span>`).join(""));
@@ -216,7 +246,6 @@ roialign.details = (() => {
   function showSweep(state, results) {
     const t = page.text();
     const [p, q] = state.bin;
-    if (!results.align.finite) return put("sweep", "") ?? put("sweep-text", t.answerBad);
     const cell = 1 / scales(state)[1];
     const at = (operator, dx) => {
       const [x1, y1, x2, y2] = state.box.map(Number);
@@ -227,17 +256,36 @@ roialign.details = (() => {
     const xs = indices(2 * most + 1).map((i) => ((i - most) / most) * 1.5 * cell);
     const lines = { align: xs.map((dx) => at(kind, dx)), pool: xs.map((dx) => at("roi_pool", dx)) };
     const all = [...lines.align, ...lines.pool].filter(Number.isFinite);
+    if (!all.length) {
+      put("sweep", "");
+      return put("sweep-text", t.answerBad);
+    }
     const [low, high] = [Math.min(...all), Math.max(...all)];
     const room = clamp(byId("sweep").clientWidth, 260, 560);
     const [W, H, left, bottom] = [room, 190, 48, 34];
     const X = (dx) => left + ((dx / cell + 1.5) / 3) * (W - left - 10);
-    const Y = (value) => (high > low ? 12 + ((high - value) / (high - low)) * (H - bottom - 20) : (H - bottom) / 2);
+    const Y = (value) => (high > low ? 22 + ((high - value) / (high - low)) * (H - bottom - 30) : (H - bottom) / 2);
     const path = (values, steps) =>
-      values.map((v, i) => (i === 0 ? `M${X(xs[0])} ${Y(v)}` : steps ? `H${(X(xs[i - 1]) + X(xs[i])) / 2}V${Y(v)}H${X(xs[i])}` : `L${X(xs[i])} ${Y(v)}`)).join("");
-    const ticks = [-1, -0.5, 0, 0.5, 1].map((f) => `<text x="${X(f * cell)}" y="${H - 18}" text-anchor="middle">${pixels(f * cell, true)}</text>`);
-    const scale = (high > low ? [low, high] : [low]).map((v) => `<text x="${left - 6}" y="${Y(v) + 4}" text-anchor="end">${show(v, 3)}</text>`);
-    const now = (name, value) => `<circle class="${name}-dot" cx="${X(0)}" cy="${Y(value)}" r="5"/>`;
-    const names = [["align", kind === "prroi_pool" ? t.exact : "RoIAlign"], ["pool", "RoIPool"]]
+      values
+        .map((v, i) => {
+          if (!Number.isFinite(v)) return ""; // a gap
+          if (!Number.isFinite(values[i - 1])) return `M${X(xs[i])} ${Y(v)}`;
+          return steps ? `H${(X(xs[i - 1]) + X(xs[i])) / 2}V${Y(v)}H${X(xs[i])}` : `L${X(xs[i])} ${Y(v)}`;
+        })
+        .join("");
+    const ticks = [-1, -0.5, 0, 0.5, 1].map(
+      (f) => `<text x="${X(f * cell)}" y="${H - 18}" text-anchor="middle">${pixels(f * cell, true)}</text>`,
+    );
+    const scale = (high > low ? [low, high] : [low]).map(
+      (v) => `<text x="${left - 6}" y="${Y(v) + 4}" text-anchor="end">${show(v, 3)}</text>`,
+    );
+    const now = (name, value) =>
+      Number.isFinite(value) ? `<circle class="${name}-dot" cx="${X(0)}" cy="${Y(value)}" r="5"/>` : "";
+    const names = [
+      ["align", kind === "prroi_pool" ? t.exact : "RoIAlign"],
+      ["pool", "RoIPool"],
+    ]
+      .filter(([name]) => Number.isFinite(lines[name].at(-1)))
       .map(([name, word], i) => {
         const above = i === 1 ? lines.pool.at(-1) >= lines.align.at(-1) : lines.align.at(-1) > lines.pool.at(-1);
         return `<text class="${name}-name" x="${W - 12}" y="${clamp(Y(lines[name].at(-1)) + (above ? -7 : 17), 10, H - bottom - 4)}" text-anchor="end">${word}</text>`;
@@ -254,9 +302,16 @@ roialign.details = (() => {
     const step = 4 * page.step();
     const signed = (value) => (value > 0 ? "+" : "") + show(value, 3);
     const change = (operator, value) => signed(at(operator, step) - value);
-    const jump = xs.findIndex((dx, i) => dx > 0 && lines.pool[i] !== here.pool);
-    const jumps = jump < 0 ? t.noJump : t.jump(pixels(Math.ceil(xs[jump] / page.step()) * page.step()), signed(lines.pool[jump] - here.pool));
-    return put("sweep-text", t.sweepText(p, q, pixels(step), change(kind, here.align), change("roi_pool", here.pool), jumps));
+    const jumps = indices(xs.length)
+      .filter((i) => lines.pool[i] !== here.pool)
+      .sort((a, b) => Math.abs(xs[a]) - Math.abs(xs[b]));
+    const nearest = jumps.length ? xs[jumps[0]] : 0;
+    const far = pixels(Math.ceil(Math.abs(nearest) / page.step()) * page.step());
+    const jump = nearest ? t.jump(far, signed(lines.pool[jumps[0]] - here.pool), nearest < 0) : t.noJump;
+    return put(
+      "sweep-text",
+      t.sweepText(p, q, pixels(step), change(kind, here.align), change("roi_pool", here.pool), jump),
+    );
   }
 
   function showDetails(state, results) {

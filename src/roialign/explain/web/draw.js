@@ -21,7 +21,7 @@ roialign.draw = (() => {
   function geometry(state, width) {
     const [sy, sx] = scales(state);
     const [H, W] = state.size;
-    const [my, mx] = [Math.max(1, 0.08 * H), Math.max(1, 0.08 * W)];
+    const [my, mx] = [Math.max(0.7, 0.08 * H), Math.max(0.7, 0.08 * W)];
     const full = [(H + 2 * my) / sy, (W + 2 * mx) / sx];
     const unit = Math.min(width / full[1], (1.1 * width) / full[0]); // CSS pixels per pixel of the image
     const [ch, cw] = [unit / sy, unit / sx];
@@ -57,7 +57,16 @@ roialign.draw = (() => {
 
   function paintCells(canvas, state, g) {
     const sharp = devicePixelRatio || 1;
-    const key = [g.width, g.height, sharp, state.view, state.size, state.source, Boolean(page.photo), page.theme].join();
+    const key = [
+      g.width,
+      g.height,
+      sharp,
+      state.view,
+      state.size,
+      state.source,
+      Boolean(page.photo),
+      page.theme,
+    ].join();
     if (canvas.dataset.key === key) return;
     canvas.dataset.key = key;
     canvas.width = g.width * sharp;
@@ -72,7 +81,7 @@ roialign.draw = (() => {
     context.textAlign = "center";
     context.textBaseline = "middle";
     if (state.view === "photo" && page.photo) {
-      context.drawImage(page.photo, g.X(0), g.Y(0), W * g.cw, H * g.ch);
+      context.drawImage(page.photo, g.X(0), g.Y(0), page.image[1] * g.unit, page.image[0] * g.unit);
       context.strokeStyle = "rgb(255 255 255 / 45%)";
       context.beginPath();
       for (const x of indices(W + 1)) context.rect(g.X(x), g.Y(0), 0, H * g.ch);
@@ -114,7 +123,12 @@ roialign.draw = (() => {
     const shift = shifts(state, edges);
     const middle = [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2];
     const parts = [];
-    for (const [name, i] of [["left", 0], ["top", 1], ["right", 2], ["bottom", 3]]) {
+    for (const [name, i] of [
+      ["left", 0],
+      ["top", 1],
+      ["right", 2],
+      ["bottom", 3],
+    ]) {
       if (!(Math.abs(shift[name]) >= page.step() / 2)) continue;
       const flat = i % 2 === 0;
       const [from, to] = [box[i], edges[i]].map((edge) => (flat ? g.X(edge) : g.Y(edge)));
@@ -129,7 +143,7 @@ roialign.draw = (() => {
       const anchor = flat ? (i ? "start" : "end") : "middle";
       parts.push(
         `<path class="halo" d="${path}"/><path class="arrow" d="${path}"/>` +
-          `<text x="${x}" y="${y + (flat ? 4 : 0)}" text-anchor="${anchor}">${pixels(shift[name], true)} px</text>`,
+          `<text x="${x}" y="${y + (flat ? 4 : 0)}" text-anchor="${anchor}">${pixels(Math.abs(shift[name]))} px</text>`,
       );
     }
     return parts.join("");
@@ -153,7 +167,11 @@ roialign.draw = (() => {
     if (kind === "pool") {
       const [[y1, y2], [x1, x2]] = [pool.y.cells[p], pool.x.cells[q]];
       const few = (a, b) => indices(Math.min(b - a, 65)).map((i) => a + i);
-      return { selected: [x1, y1, x2, y2], xs: few(pool.x.first, pool.x.last + 1), ys: few(pool.y.first, pool.y.last + 1) };
+      return {
+        selected: [x1, y1, x2, y2],
+        xs: few(pool.x.first, pool.x.last + 1),
+        ys: few(pool.y.first, pool.y.last + 1),
+      };
     }
     const at = (axis, i) => axis.start + 0.5 + i * axis.bin;
     return {
@@ -168,22 +186,39 @@ roialign.draw = (() => {
     const [sy, sx] = scales(state);
     const box = state.box.map((edge, i) => Number(edge) * (i % 2 ? sy : sx));
     const edges = region(kind, result);
+    const clipped = edges.map((edge, i) => clamp(edge, 0, state.size[1 - (i % 2)]));
     const { selected, xs, ys } = bins(kind, state, result);
-    const grid = xs.slice(1).map((x) => line(g.X(x), g.Y(edges[1]), g.X(x), g.Y(edges[3]))).join("") +
-      ys.slice(1).map((y) => line(g.X(edges[0]), g.Y(y), g.X(edges[2]), g.Y(y))).join("");
-    const parts = [`<path class="dim" fill-rule="evenodd" d="M0 0H${g.width}V${g.height}H0Z${frame(g, edges)}"/>`];
+    const grid =
+      xs
+        .slice(1)
+        .map((x) => line(g.X(x), g.Y(edges[1]), g.X(x), g.Y(edges[3])))
+        .join("") +
+      ys
+        .slice(1)
+        .map((y) => line(g.X(edges[0]), g.Y(y), g.X(edges[2]), g.Y(y)))
+        .join("");
+    const parts = [
+      `<path class="dim" fill-rule="evenodd" d="${frame(g, [0, 0, state.size[1], state.size[0]])}${frame(g, clipped)}"/>`,
+    ];
     parts.push(`<path class="selected" d="${frame(g, selected)}"/>`);
-    parts.push(`<path class="halo" d="${frame(g, edges)}"/><path class="grid" d="${grid}"/><path class="region" d="${frame(g, edges)}"/>`);
+    parts.push(
+      `<path class="halo" d="${frame(g, edges)}"/><path class="grid" d="${grid}"/><path class="region" d="${frame(g, edges)}"/>`,
+    );
     if (kind === "align") {
       const [cy, cx] = [result.y.samples, result.x.samples];
-      const spacing = Math.min(Math.abs(result.y.bin) * g.ch / Math.max(result.y.grid, 1), Math.abs(result.x.bin) * g.cw / Math.max(result.x.grid, 1));
+      const spacing = Math.min(
+        (Math.abs(result.y.bin) * g.ch) / Math.max(result.y.grid, 1),
+        (Math.abs(result.x.bin) * g.cw) / Math.max(result.x.grid, 1),
+      );
       const size = clamp(spacing / 4, 1, 5);
-      if (cy.flat().length * cx.flat().length < 4000) {
+      const count = cy.flat().length * cx.flat().length;
+      if (count > 0 && count < 4000) {
         const all = crosses(g, cy.flat(), cx.flat(), size);
         parts.push(`<path class="halo" d="${all}"/><path class="cross" d="${all}"/>`);
       }
       const [p, q] = state.bin;
-      if (cy[p].length * cx[q].length <= 1024) parts.push(`<path class="cross own" d="${crosses(g, cy[p], cx[q], size + 1)}"/>`);
+      if (count > 0 && cy[p].length * cx[q].length <= 1024)
+        parts.push(`<path class="cross own" d="${crosses(g, cy[p], cx[q], size + 1)}"/>`);
     }
     parts.push(`<path class="halo" d="${frame(g, box)}"/><path class="box" d="${frame(g, box)}"/>`);
     if (box[0] <= box[2] && box[1] <= box[3]) parts.push(arrows(state, g, edges, box));
@@ -202,10 +237,13 @@ roialign.draw = (() => {
     layer.innerHTML = overlay(kind, state, result, g);
     const [sy, sx] = scales(state);
     const box = state.box.map((edge, i) => (Number.isFinite(Number(edge)) ? Number(edge) : 0) * (i % 2 ? sy : sx));
+    const sides = [Math.abs(box[2] - box[0]) * g.cw, Math.abs(box[3] - box[1]) * g.ch];
+    const touch = clamp(Math.min(...sides) / 3, 11, 22); // on a small box leave room to take hold of the box itself
     move.setAttribute("d", frame(g, box));
     move.setAttribute("aria-label", page.text().moveBox(boxWords(state.box)));
     corners.forEach((corner, i) => {
       const [x, y] = [2 * (i % 2), 1 + 2 * (i >> 1)];
+      corner.firstChild.setAttribute("r", touch);
       corner.setAttribute("transform", `translate(${g.X(box[x])} ${g.Y(box[y])})`);
       const words = [state.box[x], state.box[y]].map((edge) => pixels(Number(edge)));
       corner.setAttribute("aria-label", page.text().corner(page.text().corners[i], ...words));
@@ -219,13 +257,18 @@ roialign.draw = (() => {
     if (host.dataset.key !== key) {
       host.dataset.key = key;
       const cell = (p, q) => `<div role="gridcell" data-bin="${p},${q}"></div>`;
-      const rows = indices(ph).map((p) => `<div role="row">${indices(pw).map((q) => cell(p, q)).join("")}</div>`);
+      const rows = indices(ph).map(
+        (p) =>
+          `<div role="row">${indices(pw)
+            .map((q) => cell(p, q))
+            .join("")}</div>`,
+      );
       host.innerHTML = `<p aria-hidden="true"></p><div role="grid">${rows.join("")}</div>`;
     }
     const grid = host.lastChild;
     const side = clamp(Math.floor(Math.min(host.clientWidth, 420) / pw) - 2, 8, ph > 4 ? 34 : 56);
     host.style.setProperty("--side", `${side}px`);
-    host.firstChild.textContent = page.text().outputCaption(ph, pw);
+    host.firstChild.textContent = page.text().outputCaption(ph, pw, state.source === "photo");
     grid.setAttribute("aria-label", page.text().outputLabel(name, ph, pw));
     const extent = range(state);
     for (const cell of grid.querySelectorAll("[data-bin]")) {

@@ -20,7 +20,14 @@ window.roialign = (() => {
     const widened = !aligned && size < 1;
     if (!aligned) size = Math.max(size, 1);
     const bin = size / bins;
-    return { start, bin, size, widened, grid: ratio > 0 ? ratio : Math.max(Math.ceil(bin), 0), ratio: Math.max(ratio, 0) };
+    return {
+      start,
+      bin,
+      size,
+      widened,
+      grid: ratio > 0 ? ratio : Math.max(Math.ceil(bin), 0),
+      ratio: Math.max(ratio, 0),
+    };
   }
 
   /** Position of sample i of bin p, rounded in exactly this order. */
@@ -81,7 +88,10 @@ window.roialign = (() => {
     const inside = position >= -1 && position <= length;
     const interval = clamp(Math.floor(position), -1, length - 1) + 1;
     const count = indices(length + 1).map((m) => (inside && m === interval ? 1 : 0));
-    return intervalWeights(count, count.map((n, m) => (n ? position - (m - 1) : 0)));
+    return intervalWeights(
+      count,
+      count.map((n, m) => (n ? position - (m - 1) : 0)),
+    );
   }
 
   /** Max RoIAlign: for each bin a row per sample, or per sample that can be the maximum where the grid is large. */
@@ -165,7 +175,8 @@ window.roialign = (() => {
       w.samples = indices(bins).map((p) =>
         !exact && w.grid <= LISTED ? indices(w.grid).map((i) => samplePosition(w, p, i)) : [],
       );
-      const finite = [lo, hi].every((edge) => Number.isFinite(edge * scale[d])) && Number.isFinite((hi - lo) * scale[d]);
+      const finite =
+        [lo, hi].every((edge) => Number.isFinite(edge * scale[d])) && Number.isFinite((hi - lo) * scale[d]);
       return { lo, hi, bins, length, scale: scale[d], window: w, pool: poolCells(lo, hi, bins, scale[d]), finite };
     });
     const finite = axes.every((axis) => axis.finite);
@@ -213,7 +224,9 @@ window.roialign = (() => {
     return result.y.samples[p].flatMap((y) =>
       result.x.samples[q].map((x) => {
         const [ty, tx] = [taps_(y, state.size[0]), taps_(x, state.size[1])];
-        const cells = ty.flatMap(([i, wy]) => tx.map(([j, wx]) => ({ y: i, x: j, weight: wy * wx, value: valueAt(state, i, j) })));
+        const cells = ty.flatMap(([i, wy]) =>
+          tx.map(([j, wx]) => ({ y: i, x: j, weight: wy * wx, value: valueAt(state, i, j) })),
+        );
         return { y, x, cells, value: weighted(state, ty, tx) };
       }),
     );

@@ -4,7 +4,7 @@
 roialign.page = (() => {
   const { compute, scales, indices, clamp } = roialign;
   const initial = JSON.parse(document.getElementById("initial").textContent);
-  const MOST_CELLS = 48; // along an axis of a map that the page makes itself
+  const MOST_CELLS = 128; // along an axis of a map that the page makes itself
 
   const page = { initial, state: null, changed: [], photo: null, brightness: null, sample: 0 };
 
@@ -16,12 +16,13 @@ roialign.page = (() => {
     fit();
   }
 
-  /** Bring a changed state into line with itself. */
+  /** Bring a changed state into line with itself. A map that the page makes itself gets finer or coarser with the scale. */
   function fit() {
     const { state } = page;
-    if (state.source === "given") state.size = [initial.values.length, initial.values[0].length];
-    const scale = scales(state);
-    page.image = [state.size[0] / scale[0], state.size[1] / scale[1]]; // pixels, (height, width)
+    const [scale, before] = [scales(state), scales(initial)];
+    const given = state.source === "given";
+    page.image = initial.size.map((cells, d) => cells / (given ? scale[d] : before[d])); // pixels, (height, width)
+    state.size = given ? initial.size : page.image.map((size, d) => clamp(Math.round(size * scale[d]), 1, MOST_CELLS));
     refit();
   }
 
@@ -36,13 +37,8 @@ roialign.page = (() => {
   function update(patch) {
     const { state } = page;
     Object.assign(state, patch);
-    if (patch.spatial_scale !== undefined && state.source !== "given") {
-      // The image stays; a map that the page makes itself gets finer or coarser.
-      const scale = scales(state);
-      state.size = page.image.map((pixels, d) => clamp(Math.round(pixels * scale[d]), 1, MOST_CELLS));
-    }
-    if (patch.source !== undefined || (patch.spatial_scale !== undefined && state.source === "given")) fit();
-    else refit();
+    if (patch.source === undefined && patch.spatial_scale === undefined) refit();
+    else fit();
     page.sample = patch.bin ? 0 : page.sample;
     draw();
   }
@@ -66,25 +62,28 @@ roialign.page = (() => {
 
   /** The mean brightness of the photo under each cell, 0 to 255, rounded so that it can be written out. */
   function photoBrightness() {
-    if (!page.photo) return page.state.size[0] ? indices(page.state.size[0]).map(() => Array(page.state.size[1]).fill(0)) : null;
     const [height, width] = page.state.size;
+    if (!page.photo) return indices(height).map(() => Array(width).fill(0)); // still to come
     const key = `${height},${width}`;
     if (page.brightness?.key === key) return page.brightness.values;
     const fine = 8; // pixels averaged along each side of a cell
     const canvas = Object.assign(document.createElement("canvas"), { width: width * fine, height: height * fine });
     const context = canvas.getContext("2d", { willReadFrequently: true });
     context.imageSmoothingQuality = "high";
-    context.drawImage(page.photo, 0, 0, canvas.width, canvas.height);
+    const [tall, wide] = page.image.map((pixels, d) => pixels * scales(page.state)[d] * fine);
+    context.drawImage(page.photo, 0, 0, wide, tall);
     const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
     const values = indices(height).map((y) =>
       indices(width).map((x) => {
-        let sum = 0;
+        let [sum, count] = [0, 0];
         for (let i = 0; i < fine; i++)
           for (let j = 0; j < fine; j++) {
             const at = 4 * ((y * fine + i) * canvas.width + x * fine + j);
+            if (!data[at + 3]) continue; // the map may reach beyond the photo
             sum += 0.299 * data[at] + 0.587 * data[at + 1] + 0.114 * data[at + 2];
+            count += 1;
           }
-        return Math.round(sum / (fine * fine));
+        return Math.round(sum / Math.max(count, 1));
       }),
     );
     page.brightness = { key, values };
@@ -96,14 +95,16 @@ roialign.page = (() => {
     const list = text.split(",").map((part) => (part.trim() === "" ? NaN : Number(part)));
     return list.length === count && list.every(fits) ? list : null;
   };
-  const oneOf = (...options) => (text) => (options.includes(text) ? text : null);
+  const oneOf =
+    (...options) =>
+    (text) =>
+      options.includes(text) ? text : null;
   const whole = (low, high) => (n) => Number.isInteger(n) && n >= low && n <= high;
   const PARTS = {
     box: [(s) => s.box.join(), numbers(4, Number.isFinite)],
     out: [(s) => s.output_size.join(), numbers(2, whole(1, 64)), "output_size"],
     ratio: [(s) => `${s.sampling_ratio}`, (text) => numbers(1, whole(-1e6, 1e6))(text)?.[0] ?? null, "sampling_ratio"],
     scale: [(s) => scales(s).join(), numbers(2, (n) => n > 0 && n < Infinity), "spatial_scale"],
-    size: [(s) => s.size.join(), numbers(2, whole(1, 512))],
     aligned: [(s) => `${+s.aligned}`, (text) => ({ 0: false, 1: true })[text] ?? null],
     op: [(s) => s.operator, oneOf("roi_align", "prroi_pool", "roi_pool"), "operator"],
     mode: [(s) => s.mode, oneOf("avg", "max")],
@@ -118,7 +119,9 @@ roialign.page = (() => {
   }
 
   function fragment() {
-    return `#${Object.entries(PARTS).map(([name, [write]]) => `${name}=${write(page.state)}`).join("&")}`;
+    return `#${Object.entries(PARTS)
+      .map(([name, [write]]) => `${name}=${write(page.state)}`)
+      .join("&")}`;
   }
 
   function readFragment() {
@@ -164,5 +167,12 @@ roialign.page = (() => {
     return Number((Math.round(pixels / step) * step).toFixed(12));
   };
   page.text = () => roialign.texts[page.state.language];
-  return Object.assign(page, { start, update, draw, fragment, sources, reset: () => (history.replaceState?.(null, "", "#"), start(), draw()) });
+  return Object.assign(page, {
+    start,
+    update,
+    draw,
+    fragment,
+    sources,
+    reset: () => (history.replaceState?.(null, "", "#"), start(), draw()),
+  });
 })();

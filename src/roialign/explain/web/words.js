@@ -11,7 +11,7 @@ roialign.words = (() => {
     byId(id).innerHTML = html;
   };
   const EDGES = ["left", "top", "right", "bottom"];
-  const times = (w, h) => `${pixels(w)} × ${pixels(h)}`;
+  const times = (w, h) => `${pixels(w)}\u00a0×\u00a0${pixels(h)}`;
 
   /** The difference between the two operators, in a sentence or two. */
   function answer(state, results) {
@@ -31,7 +31,10 @@ roialign.words = (() => {
       parts[inward ? "cuts" : "adds"].push(t.atEdge(pixels(Math.abs(shift[edge])), t.edges[edge]));
     }
     const joined = (list) => (list.length > 1 ? list.slice(0, -1).join(t.comma) + t.andWord + list.at(-1) : list[0]);
-    const list = ["cuts", "adds"].filter((kind) => parts[kind].length).map((kind) => t[kind](joined(parts[kind]))).join(t.both);
+    const list = ["cuts", "adds"]
+      .filter((kind) => parts[kind].length)
+      .map((kind) => t[kind](joined(parts[kind])))
+      .join(t.both);
     const more = Number.isFinite(area) && Math.abs(area - 1) >= 0.05 ? t.times(show(area, 2)) : "";
     const own = draw.shifts(state, draw.region("align", align));
     const shifted = Math.max(Math.abs(own.left), Math.abs(own.top)) >= page.step() / 2;
@@ -108,7 +111,11 @@ roialign.words = (() => {
     const call = [`feature_map`, `boxes`, `(${state.output_size.join(", ")})`];
     call.push(`spatial_scale=${scale[0] === scale[1] ? number(scale[0]) : `(${scale.map(number).join(", ")})`}`);
     if (state.operator === "roi_align") {
-      call.push(`sampling_ratio=${state.sampling_ratio}`, `aligned=${state.aligned ? "True" : "False"}`, `mode="${state.mode}"`);
+      call.push(
+        `sampling_ratio=${state.sampling_ratio}`,
+        `aligned=${state.aligned ? "True" : "False"}`,
+        `mode="${state.mode}"`,
+      );
     }
     return [
       `import torch`,
@@ -121,11 +128,25 @@ roialign.words = (() => {
     ].join("\n");
   }
 
+  /** Never let the sentence get shorter, or the pictures below it would jump while the box is dragged. */
+  let tallest = { width: 0, height: 0 };
+  function keepHeight(sentence) {
+    if (tallest.width !== sentence.clientWidth) {
+      sentence.style.minHeight = "";
+      tallest = { width: sentence.clientWidth, height: 0 };
+    }
+    tallest.height = Math.max(tallest.height, sentence.offsetHeight);
+    sentence.style.minHeight = `${tallest.height}px`;
+  }
+
   function showWords(state, results) {
     const t = page.text();
-    const cell = scales(state).toReversed().map((scale) => show(1 / scale));
+    const cell = scales(state)
+      .toReversed()
+      .map((scale) => show(1 / scale));
     put("lede", t.lede(`${cell[0]} × ${cell[1]}`, `${state.output_size[0]} × ${state.output_size[1]}`));
     put("answer", answer(state, results));
+    keepHeight(byId("answer"));
     const exact = state.operator === "prroi_pool";
     const { y, x } = results.align;
     put("align-title", exact ? t.exactTitle : t.alignTitle);
