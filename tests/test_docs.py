@@ -131,6 +131,14 @@ def test_readme_links_lead_somewhere(name: str) -> None:
         assert (ROOT / target).exists(), target
 
 
+def test_readme_explanation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = [code for language, code in BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))]
+    (code,) = [code for code in blocks if "roialign.explain(" in code]
+    exec(code, {})
+    assert (tmp_path / "shift.pdf").read_bytes().startswith(b"%PDF")
+
+
 def test_readme_picture_is_what_the_code_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(DOCS))
     import figures  # type: ignore[import-not-found]

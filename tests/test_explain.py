@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from html import unescape
@@ -198,7 +199,26 @@ def test_notebooks_show_the_page() -> None:
     page = unescape(shown.split('srcdoc="')[1].split('"')[0])
     assert page == told.to_html()
     assert "20.5" in page
-    assert told.to_html("zh") != page
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_page_opens_at_the_explanation(setting: tuple) -> None:
+    """What the page starts from, pooled by the operators, is what was explained."""
+    told = make(setting, "max")
+    initial = re.search(r'<script type="application/json" id="initial">(.*?)</script>', told.to_html("zh"))
+    assert initial is not None
+    state = json.loads(initial[1])
+    assert (state["language"], state["operator"]) == ("zh", "roi_align")
+    pooled = roialign.roi_align(
+        torch.tensor(state["values"], dtype=torch.float64)[None, None],
+        [torch.tensor([state["box"]], dtype=torch.float64)],
+        state["output_size"],
+        state["spatial_scale"],
+        state["sampling_ratio"],
+        state["aligned"],
+        mode=state["mode"],
+    )
+    torch.testing.assert_close(pooled[0, 0], told.output, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(

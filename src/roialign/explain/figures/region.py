@@ -66,7 +66,7 @@ def draw_map(axes: Axes, explanation: Explanation, view: View, room: float, name
                 ):
                     axes.text(
                         x + 0.44 * dx, y + 0.42 * dy, text, ha="right" if dx > 0 else "left",
-                        va="bottom" if dy > 0 else "top", fontsize=size, color=style.MUTED, zorder=2, clip_on=True,
+                        va="bottom" if dy > 0 else "top", fontsize=size, color=INK, zorder=2, clip_on=True,
                     )  # fmt: skip
                     break  # where samples lie too close, there is no number
 
