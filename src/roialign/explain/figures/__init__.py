@@ -20,12 +20,11 @@ def draw(explanation: Explanation, figure: str = "overview", bin: Bin | None = N
     if figure not in FIGURES:
         raise ValueError(f"figure: got {figure!r}; expected one of {', '.join(map(repr, FIGURES))}")
     rows, columns = explanation.output_size
-    if bin is None:
-        bin = style.first_bin(explanation)
-    elif not (len(bin) == 2 and 0 <= bin[0] < rows and 0 <= bin[1] < columns):
+    if bin is not None and not (len(bin) == 2 and 0 <= bin[0] < rows and 0 <= bin[1] < columns):
         raise ValueError(f"bin: got {bin}; expected (row, column) of one of {rows} x {columns} bins")
+    row, column = style.first_bin(explanation) if bin is None else bin
     with rc_context(RC):
-        return FIGURES[figure](explanation, bin)
+        return FIGURES[figure](explanation, (row, column))
 
 
 def save(explanation: Explanation, path: Path, figure: str = "overview") -> None:
@@ -129,6 +128,10 @@ def _matrices(explanation: Explanation, bin: Bin) -> Figure:
     figure = Figure(figsize=(13, 5.2))
     matrices.draw_equation(figure, explanation, bin, 13, 5.2)
     figure.text(0.015, 0.955, "A region is two small matrices", fontsize=12)
+    if explanation.mode == "max":
+        figure.text(
+            0.015, 0.915, "shown for the mean; the maximum takes a row per sample, not per bin", color=style.MUTED
+        )
     return figure
 
 
