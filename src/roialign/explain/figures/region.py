@@ -57,11 +57,11 @@ def draw_map(axes: Axes, explanation: Explanation, view: View, room: float, name
     for y in rows:
         for x in columns:
             text = style.number(float(explanation.map[y, x]))
-            height, width = 0.5 * size / cell, 0.3 * size * len(text) / cell  # half of the letters
+            tall, wide = 0.5 * size / cell, 0.3 * size * len(text) / cell  # half of the letters
             for dy, dx in sorted(CORNERS, key=lambda corner: corner != best):
-                at_y, at_x = y + dy * (0.42 - height), x + dx * (0.44 - width)
+                at_y, at_x = y + dy * (0.42 - tall), x + dx * (0.44 - wide)
                 if not any(
-                    _near(mark_y, at_y, height + reach / cell) and _near(mark_x, at_x, width + reach / cell)
+                    _near(mark_y, at_y, tall + reach / cell) and _near(mark_x, at_x, wide + reach / cell)
                     for mark_y, mark_x, reach in marks
                 ):
                     axes.text(
