@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types docs clean
+.PHONY: demo test lint types docs picture clean
 
 demo: .venv/ready
 	$(BIN)/roialign demo --out demo
@@ -20,6 +20,9 @@ types: .venv/ready
 
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+picture: .venv/ready # the README's, after a change of the figures
+	$(BIN)/python docs/figures.py
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv

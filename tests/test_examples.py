@@ -66,6 +66,9 @@ def test_demo_draws_every_crown_and_tells_where(tmp_path: Path) -> None:
         colours = picture.convert("RGB").getcolors(1 << 24)
     assert colours is not None
     assert len(colours) > 10_000  # a photo, not an empty page
+    with Image.open(tmp_path / "explain.png") as picture:
+        assert "18.59375" in picture.info["Description"]
+    assert "0.375" in (tmp_path / "explain.html").read_text(encoding="utf-8")
 
 
 def test_version_and_help() -> None:

@@ -1,8 +1,13 @@
 """Region pooling for PyTorch: RoIAlign and its family, exact, memory-safe and differentiable."""
 
+from typing import TYPE_CHECKING, Any
+
 from . import backends
 from .functional import prroi_pool, roi_align, roi_pool
 from .modules import MultiScaleRoIAlign, PrRoIPool, RoIAlign, RoIPool
+
+if TYPE_CHECKING:
+    from .explain import explain
 
 __version__ = "0.1.0"
 
@@ -12,7 +17,16 @@ __all__ = [
     "RoIAlign",
     "RoIPool",
     "backends",
+    "explain",
     "prroi_pool",
     "roi_align",
     "roi_pool",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "explain":  # on first use, so that the operators alone cost nothing more
+        from importlib import import_module
+
+        return import_module(".explain", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

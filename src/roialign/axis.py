@@ -72,6 +72,12 @@ def sample_position(window: Window, bin_index: Tensor, sample_index: Tensor) -> 
     return (start + bin_index * bin) + (sample_index + 0.5) * bin / grid.clamp(min=1)
 
 
+def bin_edges(window: Window, bins: int) -> Tensor:
+    """Positions of the bins' edges: ``[K, P + 1]``, the first bin's start to the last one's end."""
+    index = torch.arange(bins + 1, device=window.bin.device, dtype=window.bin.dtype)
+    return window.start[:, None] + index * window.bin[:, None]
+
+
 def interval_weights(count: Tensor, offset: Tensor) -> Tensor:
     """Spread samples over the cells they lie between: the bilinear rule and the border rule.
 
@@ -137,12 +143,16 @@ def sample_matrix(window: Window, bins: int, length: int, samples: int) -> tuple
         index = torch.minimum(torch.cat([first - 1, first], -1).clamp(min=0), (grid - 1).clamp(min=0))
         index = _mirrored(window, index).sort(-1).values
         real = (grid > 0).expand_as(index)
-    position = sample_position(window, bin_index, index)[..., None]  # [K, P, S, 1]
+    return sample_weights(sample_position(window, bin_index, index), length), real
+
+
+def sample_weights(position: Tensor, length: int) -> Tensor:
+    """Bilinear weights of single samples: ``[..., L]`` for positions ``[...]``; 0 for a sample outside ``[-1, L]``."""
+    position = position[..., None]
     inside = (position >= -1) & (position <= length)
-    cells = _cells(window, -1, length)
-    here = (position.floor().clamp(-1, length - 1) == cells) & inside  # [K, P, S, L + 1]
-    count = here.to(position.dtype)
-    return interval_weights(count, torch.where(here, position - cells, 0)), real
+    cells = torch.arange(-1, length, device=position.device, dtype=position.dtype)
+    here = (position.floor().clamp(-1, length - 1) == cells) & inside  # [..., L + 1]
+    return interval_weights(here.to(position.dtype), torch.where(here, position - cells, 0))
 
 
 def integral_matrix(lo: Tensor, hi: Tensor, bins: int, length: int, scale: float) -> Tensor:
@@ -174,22 +184,30 @@ def integral_matrix(lo: Tensor, hi: Tensor, bins: int, length: int, scale: float
     return torch.where(bin > 0, mean, 0)
 
 
-def pool_mask(lo: Tensor, hi: Tensor, bins: int, length: int, scale: float) -> Tensor:
-    """Which cells each bin of RoIPool covers, after its two quantisations.
+def pool_cells(lo: Tensor, hi: Tensor, bins: int, scale: float) -> tuple[Tensor, Tensor]:
+    """The cells of each bin of RoIPool, after its two quantisations, whether or not the map has them.
 
     The box's edges are rounded to whole cells (halves away from 0), both edge cells included; then each bin is widened
-    to whole cells. Bins may overlap; a bin off the map is empty.
+    to whole cells, so that bins may overlap.
 
     Returns:
-        ``[K, P, L]`` bool.
+        ``[K, P]`` first cell, and ``[K, P]`` the cell after the last.
     """
     first, last = _round_half_away(lo.detach() * scale), _round_half_away(hi.detach() * scale)
     bin = ((last - first + 1).clamp(min=1) / bins)[:, None]
     p = torch.arange(bins, device=lo.device, dtype=lo.dtype)
-    begin = ((p * bin).floor() + first[:, None])[..., None]  # [K, P, 1]
-    end = (((p + 1) * bin).ceil() + first[:, None])[..., None]
+    return (p * bin).floor() + first[:, None], ((p + 1) * bin).ceil() + first[:, None]
+
+
+def pool_mask(lo: Tensor, hi: Tensor, bins: int, length: int, scale: float) -> Tensor:
+    """Which cells of the map each bin of RoIPool covers (see pool_cells); a bin off the map is empty.
+
+    Returns:
+        ``[K, P, L]`` bool.
+    """
+    begin, end = pool_cells(lo, hi, bins, scale)
     cells = torch.arange(length, device=lo.device, dtype=lo.dtype)
-    return (begin <= cells) & (cells < end)
+    return (begin[..., None] <= cells) & (cells < end[..., None])
 
 
 def _bin_indices(window: Window, bins: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,58 @@ def demo(
     from .demo import run
 
     run(out, Console())
+
+
+def _fraction(text: str) -> float:
+    """A scale as people write it: 0.0625 or 1/16."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise typer.BadParameter(f"got {text!r}; expected a number such as 0.0625 or 1/16") from None
+
+
+@app.command()
+def explain(
+    box: Annotated[tuple[float, float, float, float], typer.Option(help="x1 y1 x2 y2 in pixels of the image.")],
+    size: Annotated[tuple[int, int], typer.Option(help="Height and width of the feature map.")],
+    image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A photo to pool from.")] = None,
+    output_size: Annotated[int, typer.Option(min=1, help="Bins along each side.")] = 2,
+    sampling_ratio: Annotated[int, typer.Option(help="Samples per bin along each axis; 0 is adaptive.")] = 2,
+    scale: Annotated[
+        float | None, typer.Option(parser=_fraction, help="Cells per pixel. Default: 1, or the photo on the map.")
+    ] = None,
+    aligned: Annotated[bool, typer.Option(help="Shift positions by half a cell.")] = False,
+    mode: Annotated[str, typer.Option(help="avg or max.")] = "avg",
+    figure: Annotated[str, typer.Option(help="Which figure --out is.")] = "overview",
+    out: Annotated[Path | None, typer.Option(help="Save the figure: .png, .svg or .pdf.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Save the interactive page.")] = None,
+    values: Annotated[Path | None, typer.Option("--json", help="Save every number.")] = None,
+) -> None:
+    """Show what RoIAlign does to one box: its output, a figure, an interactive page, every number on the way."""
+    import json
+
+    from .data import read_image
+    from .explain import explain as explained
+    from .explain.figures import save
+
+    console = Console()
+    photo = None if image is None else read_image(image)
+    try:
+        told = explained(size, box, output_size, scale, sampling_ratio, aligned, mode=mode, image=photo)
+        if out is not None:
+            save(told, out, figure)
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from None
+    if html is not None:
+        html.write_text(told.to_html(), encoding="utf-8")
+    if values is not None:
+        values.write_text(json.dumps(told.to_dict()), encoding="utf-8")
+    console.print(f"{mode} of {told.x.grid} x {told.y.grid} samples in each bin:")
+    for row in told.output.tolist():
+        console.print("  ".join(f"{value:10.6g}" for value in row), soft_wrap=True)
+    for path in (out, html, values):
+        if path is not None:
+            console.print(f"wrote {path}", soft_wrap=True)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import RoIAlign, backends, roi_align
 from .data import load_photo
+from .explain import explain
 
 CROWN = 96  # pixels of a pooled crown on the contact sheet
 
@@ -43,6 +44,8 @@ def run(out: Path, console: Console) -> None:
 
         with part("The simple example") as note:
             simple_example(note)
+        with part("The same, explained") as note:
+            explain_example(out, note)
         image, boxes = load_photo()
         with part("Every tree crown, pooled from the pixels") as note:
             crowns = pool_crowns(image, boxes, note)
@@ -55,7 +58,7 @@ def run(out: Path, console: Console) -> None:
     serving = next(name for name, status in backends.available().items() if status.ready)
     console.print(table)
     console.print(f"backend {serving}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    console.print(f"Look at {picture}", soft_wrap=True)
+    console.print(f"Look at {picture} and {out / 'explain.html'}", soft_wrap=True)
 
 
 def simple_example(note: Note) -> None:
@@ -67,6 +70,17 @@ def simple_example(note: Note) -> None:
     note("roialign", str(ours.flatten().tolist()))
     note("torchvision", str(theirs.flatten().tolist()))
     note("largest difference", f"{float((ours - theirs).abs().max()):.1g}")
+
+
+def explain_example(out: Path, note: Note) -> None:
+    """Every number of the tutorial's example as a picture, and as a page to play with."""
+    from .explain.figures import save
+
+    told = explain(torch.arange(64.0).reshape(8, 8), (0.0, 0.375, 0.875, 0.625), 2, 5.0, 2)
+    save(told, out / "explain.png")
+    (out / "explain.html").write_text(told.to_html(), encoding="utf-8")
+    note("picture", str(out / "explain.png"))
+    note("page to play with", str(out / "explain.html"))
 
 
 def pool_crowns(image: Tensor, boxes: Tensor, note: Note) -> Tensor:

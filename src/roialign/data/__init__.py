@@ -8,11 +8,22 @@ from __future__ import annotations
 
 import json
 from importlib.resources import files
+from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
 
 PHOTO = "OSBS_029"
+
+
+def read_image(file: str | Path | IO[bytes]) -> Tensor:
+    """Read an image file: ``[3, height, width]`` float32 in [0, 1], RGB. Needs Pillow."""
+    from PIL import Image
+
+    with Image.open(file) as photo:
+        pixels = torch.frombuffer(bytearray(photo.convert("RGB").tobytes()), dtype=torch.uint8)
+        return pixels.reshape(photo.height, photo.width, 3).permute(2, 0, 1).float() / 255
 
 
 def load_photo() -> tuple[Tensor, Tensor]:
@@ -28,12 +39,9 @@ def load_photo() -> tuple[Tensor, Tensor]:
         >>> image.shape, boxes.shape
         (torch.Size([3, 400, 400]), torch.Size([61, 4]))
     """
-    from PIL import Image
-
     folder = files(__name__)
-    with folder.joinpath(f"{PHOTO}.jpg").open("rb") as file, Image.open(file) as photo:
-        pixels = torch.frombuffer(bytearray(photo.convert("RGB").tobytes()), dtype=torch.uint8)
-        image = pixels.reshape(photo.height, photo.width, 3).permute(2, 0, 1).float() / 255
+    with folder.joinpath(f"{PHOTO}.jpg").open("rb") as file:
+        image = read_image(file)
     annotations = json.loads(folder.joinpath(f"{PHOTO}.json").read_text())["annotations"]
     boxes = torch.tensor([annotation["bbox"] for annotation in annotations])  # COCO's (x, y, width, height)
     boxes[:, 2:] += boxes[:, :2]
