@@ -2,6 +2,7 @@
 
 from . import backends
 from .functional import prroi_pool, roi_align, roi_pool
+from .integrations.torchvision import accelerate
 from .modules import MultiScaleRoIAlign, PrRoIPool, RoIAlign, RoIPool
 
 __version__ = "0.1.0"
@@ -11,6 +12,7 @@ __all__ = [
     "PrRoIPool",
     "RoIAlign",
     "RoIPool",
+    "accelerate",
     "backends",
     "prroi_pool",
     "roi_align",
