@@ -2,6 +2,8 @@
 
 from . import backends
 from .functional import prroi_pool, roi_align, roi_pool
+from .integrations.export import decomposition_table
+from .integrations.onnx import onnx_translation_table
 from .integrations.torchvision import accelerate
 from .modules import MultiScaleRoIAlign, PrRoIPool, RoIAlign, RoIPool
 
@@ -14,6 +16,8 @@ __all__ = [
     "RoIPool",
     "accelerate",
     "backends",
+    "decomposition_table",
+    "onnx_translation_table",
     "prroi_pool",
     "roi_align",
     "roi_pool",
