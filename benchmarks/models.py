@@ -151,7 +151,8 @@ def pooling_share(call: Callable[[], object]) -> float:
         seconds = time.perf_counter() - start
     # An operator's event under autograd may hold the one below it: count the outermost.
     outermost = [it for it in profile.function_events if it.cpu_parent is None or it.cpu_parent.name not in POOLING]
-    return 1e-6 * sum(it.cpu_time_total for it in outermost if it.name in POOLING) / seconds
+    microseconds = sum(float(it.cpu_time_total) for it in outermost if it.name in POOLING)
+    return 1e-6 * microseconds / seconds
 
 
 def print_models(about: dict[str, Any], results: Sequence[ModelResult], console: Console) -> None:

@@ -101,7 +101,7 @@ def _pool(
     valid = usable(rois, index, scales)
     safe = torch.where(valid[:, None], rois, 0).detach()
     with torch.autocast(input.device.type, enabled=False):
-        pooled: Tensor = _Pool.apply(input.to(rois.dtype), safe, name, size, scales[0], how)  # type: ignore[no-untyped-call]
+        pooled: Tensor = _Pool.apply(input.to(rois.dtype), safe, name, size, scales[0], how)
     out = torch.where(valid[:, None, None, None], pooled, torch.nan).to(input.dtype)
     return out.contiguous(memory_format=torch.channels_last) if is_channels_last(input) else out
 
@@ -133,6 +133,7 @@ class _Pool(torch.autograd.Function):
         if kept:
             pooled = reference.roi_pool(at, rois, ctx.size, scales)
         else:
-            pooled = reference.roi_align([at], rois, None, ctx.size, [scales], *ctx.how, "avg")
+            ratio, aligned = ctx.how
+            pooled = reference.roi_align([at], rois, None, ctx.size, [scales], ratio, aligned, "avg")
         (found,) = torch.autograd.grad(pooled, at, grad, create_graph=True)
         return found, None, None, None, None, None

@@ -45,9 +45,10 @@ def onnx_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
             float64 boxes on a map of another dtype. It names the way out.
     """
     try:
-        from onnxscript import opset18 as op
+        from onnxscript import opset18
     except ImportError as error:
         raise ImportError(f"ONNX export needs {error.name}; install it with: pip install 'roialign[onnx]'") from error
+    op: Any = opset18  # Python's numbers become constants, which its annotations do not say
 
     def pool(
         features: Sequence[Any],
