@@ -5,5 +5,6 @@ workloads.py   on what: maps and boxes
 peers.py       against whom: one small interface
 runner.py      checks that they agree, then times them in turns
 report.py      what comes out: JSON and tables; plot.py draws it
+models.py     whole detectors, before and after roialign.accelerate(): ``roialign bench --models``
 compare.py     two reports side by side: ``python -m benchmarks.compare A.json B.json``
 """

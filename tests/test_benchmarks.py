@@ -4,6 +4,7 @@ import io
 import json
 import math
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
+import roialign.integrations.torchvision as accelerated
 from roialign import cli
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import compare, runner
+from benchmarks import compare, models, runner
 from benchmarks.directions import DIRECTIONS, Mode
 from benchmarks.peers import OURS, PEERS, Peer, Pool, Torchvision
 from benchmarks.plot import plot
@@ -248,3 +250,65 @@ def test_command_says_where_the_benchmarks_are_if_not_here(tmp_path: Path, monke
     result = CliRunner().invoke(cli.app, ["bench"])
     assert result.exit_code == 1
     assert "run it from a source checkout" in result.output
+
+
+def tiny_detector() -> torch.nn.Module:
+    """One convolution, few boxes."""
+    from torchvision.models import detection
+    from torchvision.ops import MultiScaleRoIAlign
+
+    backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 16, 1), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+    backbone.out_channels = 8  # type: ignore[assignment]
+    anchors = detection.anchor_utils.AnchorGenerator(((16, 32),), ((0.5, 1.0, 2.0),))
+    few = {"rpn_post_nms_top_n_train": 20, "rpn_post_nms_top_n_test": 20}
+    return detection.FasterRCNN(
+        backbone, 2, 96, 96, rpn_anchor_generator=anchors, box_roi_pool=MultiScaleRoIAlign(["0"], 3, 2), **few
+    )
+
+
+def test_models_are_timed_before_and_after_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command, on a tiny detector: shares are parts, both ways agree, nothing stays taken over."""
+    monkeypatch.setattr(models, "MODELS", {"tutorial": tiny_detector})
+    before = torch._C._dispatch_dump("torchvision::roi_align")
+    arguments = ["bench", "--models", "--threads", "1", "--budget", "0", "--out", str(tmp_path)]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    assert torch._C._dispatch_dump("torchvision::roi_align") == before
+    content = json.loads((tmp_path / "models.json").read_text())
+    assert [(row["model"], row["part"]) for row in content["results"]] == [("tutorial", part) for part in models.PARTS]
+    for row in content["results"]:
+        assert len(row["before"]["samples"]) == len(row["after"]["samples"]) == runner.ROUNDS[0]
+        assert 0 < row["share_before"] < 1
+        assert 0 < row["share_after"] < 1
+        assert row["after"]["deviation"] < 1e-5
+        assert f"{row['speedup']:.3g}x" in result.output
+
+
+def test_share_is_that_of_the_pooling_operators_forward_and_backward() -> None:
+    import torchvision.ops
+
+    x, rois = torch.rand(1, 64, 40, 40, requires_grad=True), torch.tensor([[0.0, 1, 1, 30, 30]] * 200)
+
+    def pool() -> None:
+        torchvision.ops.roi_align(x, rois, 7, 1.0, 2).sum().backward()
+
+    alone = models.pooling_share(pool)
+    beside = models.pooling_share(lambda: (pool(), time.sleep(0.5)))
+    assert 0.5 < alone <= 1
+    assert beside < alone
+    assert models.pooling_share(lambda: torch.ones(1000).sum()) == 0
+
+
+def test_models_that_disagree_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "MODELS", {"tutorial": tiny_detector})
+    wrong = lambda theirs: lambda *arguments: theirs.call_boxed(accelerated.CPU, *arguments) * 2  # noqa: E731
+    monkeypatch.setitem(accelerated.KERNELS, "roi_align", wrong)
+    with pytest.raises(RuntimeError, match=r"tutorial, inference: differs by"):
+        models.measure_model("tutorial", "inference", 1, 0)
+
+
+def test_models_names_what_there_is() -> None:
+    for option in ("--workload", "--direction"):
+        result = CliRunner().invoke(cli.app, ["bench", "--models", option, "nonsense"])
+        assert result.exit_code == 2
+        assert "nonsense" in result.output

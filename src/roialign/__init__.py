@@ -4,6 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from . import backends
 from .functional import prroi_pool, roi_align, roi_pool
+from .integrations.export import decomposition_table
+from .integrations.onnx import onnx_translation_table
+from .integrations.torchvision import accelerate
 from .modules import MultiScaleRoIAlign, PrRoIPool, RoIAlign, RoIPool
 
 if TYPE_CHECKING:
@@ -16,8 +19,11 @@ __all__ = [
     "PrRoIPool",
     "RoIAlign",
     "RoIPool",
+    "accelerate",
     "backends",
+    "decomposition_table",
     "explain",
+    "onnx_translation_table",
     "prroi_pool",
     "roi_align",
     "roi_pool",

@@ -94,12 +94,15 @@ def explain(
 
 @app.command()
 def bench(
-    workload: Annotated[list[str] | None, typer.Option(help="Workload or group; repeat for more.")] = None,
+    workload: Annotated[list[str] | None, typer.Option(help="Workload or group, or model; repeat for more.")] = None,
     direction: Annotated[list[str] | None, typer.Option(help="What to time; repeat for more.")] = None,
     peer: Annotated[list[str] | None, typer.Option(help="Against whom; repeat for more. Default: who is here.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of everyone. Default: PyTorch's number.")] = None,
     budget: Annotated[float, typer.Option(min=0, help="Seconds per workload and direction.")] = 5,
     out: Annotated[Path, typer.Option(help="Folder for the numbers and the plot.")] = Path("build/bench"),
+    models: Annotated[
+        bool, typer.Option("--models", help="Time whole detectors before and after roialign.accelerate() instead.")
+    ] = False,
 ) -> None:
     """Time the operators beside those of other packages, after checking that they agree."""
     # The benchmarks are no part of the wheel: take those that this code lies beside, or those of the current folder.
@@ -109,6 +112,19 @@ def bench(
             break
     else:
         sys.exit("roialign bench: the benchmarks are not installed with the package; run it from a source checkout")
+    console = Console()
+    if models:
+        from benchmarks.models import print_models, run_models, save_models
+
+        try:
+            about, results = run_models(workload or (), direction or (), console, threads, budget)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        print_models(about, results, console)
+        out.mkdir(parents=True, exist_ok=True)
+        save_models(about, results, out / "models.json")
+        console.print(f"wrote {out / 'models.json'}", soft_wrap=True)
+        return
     from benchmarks.plot import plot
     from benchmarks.report import print_report
     from benchmarks.runner import make_plan, run
@@ -117,7 +133,6 @@ def bench(
         plan = make_plan(workload or (), direction or (), peer or ())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    console = Console()
     report = run(plan, console, threads, budget)
     print_report(report, console)
     out.mkdir(parents=True, exist_ok=True)

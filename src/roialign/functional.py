@@ -204,7 +204,11 @@ def check_input(input: Tensor, name: str = "input") -> None:
     if not isinstance(input, Tensor):
         raise TypeError(f"{name}: got {type(input).__name__}; expected a Tensor of shape [N, C, H, W]")
     if input.is_quantized or input.layout != torch.strided:
-        raise TypeError(f"{name}: got a {input.layout} tensor of {input.dtype}; expected a dense, not quantised tensor")
+        way_out = "input.dequantize()" if input.is_quantized else "input.to_dense()"
+        raise TypeError(
+            f"{name}: got a {input.layout} tensor of {input.dtype}; expected a dense, not quantised tensor. "
+            f"Pass {way_out}"
+        )
     if input.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise TypeError(f"{name}: got {input.dtype}; expected float16, bfloat16, float32 or float64")
     if input.dim() != 4:

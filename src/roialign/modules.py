@@ -134,9 +134,9 @@ class MultiScaleRoIAlign(nn.Module):
         if cls is MultiScaleRoIAlign:
             # torchvision may be absent (ImportError) or built for another torch (RuntimeError).
             with suppress(ImportError, RuntimeError):
-                from .integrations import torchvision
+                from .integrations import pooler
 
-                return super().__new__(torchvision.MultiScaleRoIAlign)
+                return super().__new__(pooler.MultiScaleRoIAlign)
         return super().__new__(cls)
 
     def __init__(

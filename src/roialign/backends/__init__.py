@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from . import native, reference
+from . import native, reference, torchvision
 
 Scales = tuple[float, float]
 
@@ -46,7 +46,12 @@ class Backend(Protocol):
         """Pool by the maximum over whole cells."""
 
 
-ORDER: dict[str, Backend] = {"native": native, "reference": reference}  # the first that can serve a call does
+# The first that can serve a call does.
+ORDER: dict[str, Backend] = {
+    "native": native,  # CPU
+    "torchvision": torchvision,  # CUDA, XPU, MPS, where torchvision is installed
+    "reference": reference,  # any device
+}
 
 
 class Availability(NamedTuple):

@@ -54,7 +54,21 @@ def pool(
     features: list[Tensor], rois: Tensor, level: Tensor | None, kind: str, output_size: list[int], *how: Any
 ) -> Tensor:
     """Forward. ``how`` is scales (y and x of each map in turn), sampling ratio, aligned."""
-    out = pool_fake(features, rois, level, kind, output_size)
+    return pool_into(
+        pool_fake(features, rois, level, kind, output_size), features, rois, level, kind, output_size, *how
+    )
+
+
+def pool_into(
+    out: Tensor,
+    features: list[Tensor],
+    rois: Tensor,
+    level: Tensor | None,
+    kind: str,
+    output_size: list[int],
+    *how: Any,
+) -> Tensor:
+    """Forward into an output that exists, contiguous or channels_last whatever the maps are."""
     call = _call(rois, level, kind, output_size, how, out)
     _check_rows(_core.forward(call, _levels(features, how[0], out)), rois, features[0].shape[0])
     return out

@@ -1,0 +1,107 @@
+"""ONNX: our operator as the standard ``RoiAlign`` node, in the exporter of ``torch.onnx``. Needs onnxscript."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..backends import native  # noqa: F401, it registers torch.ops.roialign.pool
+
+__all__ = ["onnx_translation_table"]
+
+AOT = "deploy with AOTInductor, which runs our own operator (see the documentation on ONNX Runtime)"
+REFUSED = {
+    "max": "ONNX's RoiAlign takes the maximum over a sample's four weighted corners, not over interpolated samples as "
+    "mode='max' means (https://github.com/onnx/onnx/issues/4764). Use mode='avg', or " + AOT,
+    "integral": "ONNX has no exact integration (Precise RoI pooling). Use roi_align, which comes close to it with "
+    "aligned=False and a large sampling_ratio, or " + AOT,
+}
+
+
+def onnx_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """How ``torch.onnx.export`` writes our operators: pass it as ``custom_translation_table``.
+
+    ``roi_align``, ``RoIAlign`` and ``MultiScaleRoIAlign`` become ONNX's standard ``RoiAlign`` (opset 16 and above, an
+    adaptive grid as 0), ``roi_pool`` becomes ``MaxRoiPool``; the number of boxes may be dynamic. float16 and bfloat16
+    maps are pooled in float32, as here. A runtime checks less: a batch index without an image and a coordinate that is
+    not finite are its own affair.
+
+    Example:
+        >>> import torch, roialign
+        >>> pooler = roialign.RoIAlign(output_size=7, spatial_scale=0.25, sampling_ratio=2).eval()
+        >>> example = torch.rand(1, 16, 50, 50), torch.tensor([[0.0, 10.0, 10.0, 90.0, 90.0]])
+        >>> program = torch.onnx.export(
+        ...     pooler, example, dynamo=True, verbose=False, dynamic_shapes=(None, {0: torch.export.Dim("boxes")}),
+        ...     custom_translation_table=roialign.onnx_translation_table(),
+        ... )
+        >>> [node.op_type for node in program.model.graph if "Roi" in node.op_type]
+        ['RoiAlign']
+
+    Raises:
+        ImportError: onnxscript is not installed.
+        NotImplementedError: at export, for what ONNX cannot say: ``mode="max"`` as we mean it, ``prroi_pool``, and
+            float64 boxes on a map of another dtype. It names the way out.
+    """
+    try:
+        from onnxscript import opset18
+    except ImportError as error:
+        raise ImportError(f"ONNX export needs {error.name}; install it with: pip install 'roialign[onnx]'") from error
+    op: Any = opset18  # Python's numbers become constants, which its annotations do not say
+
+    def pool(
+        features: Sequence[Any],
+        rois: Any,
+        level: Any,
+        kind: str,
+        output_size: Sequence[int],
+        scales: Sequence[float],
+        sampling_ratio: int,
+        aligned: bool,
+    ) -> Any:
+        if kind in REFUSED:
+            raise NotImplementedError(f"roialign: {REFUSED[kind]}.")
+        floats = {str(tensor.dtype): tensor.dtype for tensor in (*features, rois)}
+        if "DOUBLE" in floats and len(floats) > 1:
+            raise NotImplementedError(
+                "roialign: ONNX's RoiAlign wants map and boxes of one dtype, but the boxes are float64 and the map is "
+                "not. Pass boxes.float(), or the map as float64."
+            )
+
+        positions = rois.dtype
+
+        def node(feature: Any, rois: Any, y: float, x: float) -> Any:
+            if feature.dtype != positions:  # halves; the boxes are float32
+                feature = op.Cast(feature, to=positions)
+            scale = y
+            if y != x:  # ONNX has one scale, so scale the boxes
+                rois, scale = op.Mul(rois, op.Cast(op.Constant(value_floats=[1.0, x, y, x, y]), to=positions)), 1.0
+            if kind == "cells":
+                return op.MaxRoiPool(feature, rois, pooled_shape=list(output_size), spatial_scale=scale)
+            image = op.Cast(op.Squeeze(op.Slice(rois, [0], [1], [1]), [1]), to=7)  # int64
+            return op.RoiAlign(
+                feature,
+                op.Slice(rois, [1], [5], [1]),
+                image,
+                coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
+                mode="avg",
+                output_height=output_size[0],
+                output_width=output_size[1],
+                sampling_ratio=sampling_ratio,
+                spatial_scale=scale,
+            )
+
+        pairs = zip(scales[::2], scales[1::2], strict=True)
+        if level is None:
+            pooled = node(features[0], rois, *next(pairs))
+        else:
+            rows = [op.Reshape(op.NonZero(op.Equal(level, index)), [-1]) for index in range(len(features))]
+            levels = zip(features, rows, pairs, strict=True)
+            parts = [node(feature, op.Gather(rois, row), *pair) for feature, row, pair in levels]
+            mixed = op.Concat(*parts, axis=0)
+            # Every row has its place, so what they are scattered into is overwritten and does not matter.
+            pooled = op.ScatterND(mixed, op.Unsqueeze(op.Concat(*rows, axis=0), [1]), mixed)
+        return pooled if features[0].dtype == positions else op.Cast(pooled, to=features[0].dtype)
+
+    return {torch.ops.roialign.pool.default: pool}

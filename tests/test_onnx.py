@@ -1,0 +1,218 @@
+"""ONNX: what is exported runs in ONNX Runtime and gives our numbers; what ONNX cannot say is refused."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import roialign
+from helpers import run_python
+from roialign.backends import core
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+pytestmark = [
+    pytest.mark.skipif(bool(core.UNREADY), reason=f"the operator is not there: {core.UNREADY}"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),  # the exporter's own
+]
+
+COUNTS = (5, 0, 1, 1000)
+
+
+@pytest.fixture(autouse=True)
+def native_backend() -> Iterator[None]:
+    """Whatever the environment forces: export is of the operator."""
+    with roialign.backends.use("native"):
+        yield
+
+
+class Apply(nn.Module):
+    """A module around a function."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Call it."""
+        return self.function(*tensors)
+
+
+def random_boxes(count: int, seed: int = 0) -> Tensor:
+    """``[K, 4]`` on an image of 38 x 46 pixels, some partly outside, some smaller than a cell."""
+    generator = torch.Generator().manual_seed(100 * count + seed)
+    corner = torch.rand(count, 2, generator=generator) * torch.tensor([46.0, 38.0]) - 4
+    size = 2 ** (torch.rand(count, 2, generator=generator) * 6)
+    return torch.cat([corner, corner + size], 1)
+
+
+def random_rois(count: int) -> Tensor:
+    boxes = random_boxes(count)
+    return torch.cat([(torch.arange(count) % 2)[:, None].float(), boxes], 1)
+
+
+def random_map(height: int = 19, width: int = 23) -> Tensor:
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(height))
+
+
+def export(model: nn.Module, example: tuple[Tensor, ...], shapes: Any) -> Any:
+    return torch.onnx.export(
+        model.eval(),
+        example,
+        dynamo=True,
+        verbose=False,
+        dynamic_shapes=shapes,
+        custom_translation_table=roialign.onnx_translation_table(),
+    )
+
+
+def run(program: Any, arguments: Sequence[Tensor]) -> Tensor:
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+    return torch.from_numpy(session.run(None, {n: t.numpy() for n, t in zip(names, arguments, strict=True)})[0])
+
+
+def assert_same_for_every_count(pool: Callable[[Tensor, Tensor], Tensor], input: Tensor, node: str = "RoiAlign") -> Any:
+    """Exported from 5 boxes, run on none, one and many; the program."""
+    boxes = {0: torch.export.Dim("boxes", min=0)}
+    program = export(Apply(pool), (input, random_rois(5)), ((None, boxes),))
+    (found,) = [each for each in program.model.graph if "Roi" in each.op_type]
+    assert (found.op_type, found.domain) == (node, "")
+    for count in COUNTS:
+        rois = random_rois(count)
+        pooled = run(program, (input, rois))
+        assert pooled.dtype == input.dtype
+        torch.testing.assert_close(pooled, pool(input, rois), rtol=0, atol=1e-4)
+    return found
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("ratio", [2, 0, -1])
+def test_roi_align(aligned: bool, ratio: int) -> None:
+    found = assert_same_for_every_count(
+        lambda input, rois: roialign.roi_align(input, rois, (3, 4), 0.5, ratio, aligned), random_map()
+    )
+    attributes = {name: each.value for name, each in found.attributes.items()}
+    assert attributes == {
+        "coordinate_transformation_mode": "half_pixel" if aligned else "output_half_pixel",
+        "mode": "avg", "output_height": 3, "output_width": 4, "sampling_ratio": max(ratio, 0), "spatial_scale": 0.5,
+    }  # fmt: skip
+
+
+def test_two_scales() -> None:
+    assert_same_for_every_count(lambda x, rois: roialign.roi_align(x, rois, 3, (0.5, 0.7), 2, True), random_map())
+
+
+def test_roi_pool() -> None:
+    assert_same_for_every_count(lambda x, rois: roialign.roi_pool(x, rois, 3, 0.5), random_map(), "MaxRoiPool")
+
+
+def test_float64() -> None:
+    pool = lambda x, rois: roialign.roi_align(x, rois.double(), 3, 0.5, 2)  # noqa: E731
+    assert_same_for_every_count(pool, random_map().double())
+
+
+def test_float16_is_pooled_in_float32() -> None:
+    ones = torch.ones(1, 1, 40, 40, dtype=torch.float16)
+    box = torch.tensor([[0.0, 0.0, 0.0, 640.0, 640.0]])
+    program = export(Apply(lambda x, rois: roialign.roi_align(x, rois, 1, 1 / 16)), (ones, box), None)
+    pooled = run(program, (ones, box))
+    assert pooled.dtype == torch.float16
+    torch.testing.assert_close(pooled, torch.ones(1, 1, 1, 1, dtype=torch.float16))
+
+
+def test_list_of_boxes() -> None:
+    input = random_map()
+    pool = lambda x, first, second: roialign.roi_align(x, [first, second], 3, 0.5, 2)  # noqa: E731
+    dims = [{0: torch.export.Dim(name, min=0)} for name in ("first", "second")]
+    program = export(Apply(pool), (input, random_boxes(5), random_boxes(4)), ((None, *dims),))
+    for first, second in ((5, 4), (0, 0), (1, 0), (0, 1), (400, 600)):
+        boxes = random_boxes(first), random_boxes(second, 1)
+        torch.testing.assert_close(run(program, (input, *boxes)), pool(input, *boxes), rtol=0, atol=1e-4)
+
+
+class Pyramid(nn.Module):
+    """Three levels, with canonical sizes so small that random boxes lie on all of them."""
+
+    def __init__(self, ratio: int, aligned: bool) -> None:
+        super().__init__()
+        self.pooler = roialign.MultiScaleRoIAlign(
+            ["0", "1", "2"], 3, ratio, canonical_scale=16, canonical_level=2, aligned=aligned
+        )
+
+    def forward(self, a: Tensor, b: Tensor, c: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Pool."""
+        return self.pooler({"0": a, "1": b, "2": c}, [first, second], [(38, 46), (30, 46)])
+
+
+@pytest.mark.parametrize(("ratio", "aligned"), [(2, False), (0, True)])
+def test_pyramid(ratio: int, aligned: bool) -> None:
+    model = Pyramid(ratio, aligned)
+    maps = random_map(), random_map(10, 12), random_map(5, 6)
+    dims = {name: {0: torch.export.Dim(name, min=0)} for name in ("first", "second")}
+    shapes = {"a": None, "b": None, "c": None, **dims}
+    program = export(model, (*maps, random_boxes(5), random_boxes(4)), shapes)
+    assert [each.op_type for each in program.model.graph].count("RoiAlign") == 3
+    for first, second in ((5, 4), (0, 0), (1, 0), (0, 2), (400, 600)):
+        boxes = random_boxes(first), random_boxes(second, 1)
+        torch.testing.assert_close(run(program, (*maps, *boxes)), model(*maps, *boxes), rtol=0, atol=1e-4)
+
+
+REFUSALS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str, str]] = {
+    "max": (lambda x, r: roialign.roi_align(x, r, 3, mode="max"), "weighted corners.*onnx/issues/4764", "mode='avg'"),
+    "exact": (lambda x, r: roialign.prroi_pool(x, r, 3), "no exact integration", "sampling_ratio.*AOTInductor"),
+    "boxes' dtype": (lambda x, r: roialign.roi_align(x, r.double(), 3), "one dtype.*boxes are float64", "boxes.float"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusals_name_the_reason_and_the_way_out(name: str) -> None:
+    pool, reason, way_out = REFUSALS[name]
+    with pytest.raises(torch.onnx.errors.OnnxExporterError) as error:
+        export(Apply(pool), (random_map(), random_rois(5)), None)
+    cause: BaseException | None = error.value
+    while cause is not None and not isinstance(cause, NotImplementedError):
+        cause = cause.__cause__
+    assert cause is not None
+    with pytest.raises(NotImplementedError, match=f"(?s)roialign: .*{reason}.*{way_out}"):
+        raise cause
+
+
+def test_without_onnxscript_the_extra_is_named() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['onnxscript'] = None\n"
+        "import roialign\n"
+        "try: roialign.onnx_translation_table()\n"
+        "except ImportError as error: print(error)\n"
+    )
+    assert "roialign[onnx]" in run_python(code, "")
+
+
+def test_a_whole_detector_head() -> None:
+    """The layers around pooling are the exporter's own; together they give our model's numbers."""
+    torch.manual_seed(0)
+
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.pool = nn.Conv2d(3, 8, 3, 2, 1), roialign.RoIAlign(3, 0.5, 2, True)
+            self.classify = nn.Linear(72, 4)
+
+        def forward(self, image: Tensor, rois: Tensor) -> Tensor:
+            return self.classify(self.pool(self.body(image).relu(), rois).flatten(1)).softmax(1)
+
+    head = Head()
+    image = random_map(38, 46)
+    shapes = ({0: torch.export.Dim.AUTO}, {0: torch.export.Dim("boxes", min=0)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's, of the batch that it finds to be constant
+        program = export(head, (image, random_rois(5)), shapes)
+    for count in COUNTS:
+        rois = random_rois(count)
+        torch.testing.assert_close(run(program, (image, rois)), head(image, rois).detach(), rtol=0, atol=1e-4)
