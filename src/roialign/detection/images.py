@@ -40,10 +40,11 @@ class Photo:
         self.path = Path(path)
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, LARGEST
         try:
-            image = Image.open(self.path)
-            image.load()
-            if upright:
-                ImageOps.exif_transpose(image, in_place=True)
+            with self.path.open("rb") as file:
+                image = Image.open(file)
+                image.load()
+                if upright:
+                    ImageOps.exif_transpose(image, in_place=True)
         except UnidentifiedImageError:
             raise DamagedImageError(f"{self.path}: not an image that can be read") from None
         except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
