@@ -93,7 +93,7 @@ def test_a_classifiers_weights_start_the_backbone(tmp_path: Path) -> None:
         for name, value in source.features[:18].state_dict().items():
             if "num_batches" not in name:
                 assert torch.equal(state[prefix + name], value), name
-        assert model.description["frozen_norm"]
+        assert model.description["norm"] == "frozen"
     torch.save({"0.weight": torch.ones(3)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"lacks .* of the backbone"):
         load_weights(small(), tmp_path / "other.pth")
@@ -171,7 +171,7 @@ def test_the_pyramid_pools_each_box_from_its_level(pooling: str, function: Any) 
 def test_a_timm_backbone(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     torch.manual_seed(0)
-    model = build_detector(2, "timm:resnet10t", "roi_align_max", frozen_norm=True, **SMALL, scale=1.0).eval()
+    model = build_detector(2, "timm:resnet10t", "roi_align_max", norm="frozen", **SMALL, scale=1.0).eval()
     save_detector(model, tmp_path / "model.safetensors")
     again = load_detector(tmp_path / "model.safetensors")
     expected, got = answer(model, image()), answer(again, image())
@@ -188,6 +188,8 @@ def test_what_is_not_known_is_said() -> None:
         build_detector(2, anchors="auto")
     with pytest.raises(ValueError, match="boxes: got one without area"):
         build_detector(2, anchors="auto", boxes=torch.zeros(1, 4))
+    with pytest.raises(ValueError, match="norm: got 'layer'; expected one of 'frozen'"):
+        build_detector(2, norm="layer")
     with pytest.raises(ValueError, match=r"scale: got 0"):
         build_detector(2, scale=0)
 

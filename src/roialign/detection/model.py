@@ -24,6 +24,11 @@ from ..integrations import torchvision as accepted
 from ..modules import MultiScaleRoIAlign, infer_scales
 
 POOLINGS = ("roi_align", "roi_align_max", "prroi_pool", "roi_pool")
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "frozen": FrozenBatchNorm2d,
+    "group": partial(nn.GroupNorm, 8),
+    "batch": nn.BatchNorm2d,
+}
 BACKBONES = ("mobilenet_v2", "mobilenet_v2_fpn", "resnet50_fpn")
 
 Anchors = Mapping[str, Sequence[Any]]
@@ -47,7 +52,7 @@ def build_detector(
     head_channels: int | None = None,
     output_size: int = 7,
     sampling_ratio: int = 2,
-    frozen_norm: bool | None = None,
+    norm: str | None = None,
     **options: Any,
 ) -> FasterRCNN:
     """Build torchvision's Faster R-CNN with this package's pooling.
@@ -71,7 +76,9 @@ def build_detector(
         head_channels: width of the box head's two layers; None: 1024, or 256 over MobileNetV2 with a pyramid.
         output_size: bins along each side of a pooled box.
         sampling_ratio: samples per bin along each axis, for RoIAlign.
-        frozen_norm: keep the backbone's batch norm fixed, as small batches need. None: if there are weights.
+        norm: the backbone's: ``"frozen"`` keeps batch norm as the weights have it, since the batches of a detector are
+            small; ``"group"``, for random weights, does not look at the batch at all; or ``"batch"``. None: frozen if
+            there are weights, else batch.
         options: anything else that :class:`torchvision.models.detection.FasterRCNN` takes.
 
     Returns:
@@ -94,8 +101,10 @@ def build_detector(
     slim = backbone == "mobilenet_v2_fpn"
     fpn_channels = fpn_channels or (96 if slim else 256)
     head_channels = head_channels or (256 if slim else 1024)
-    frozen_norm = weights is not None if frozen_norm is None else frozen_norm
-    body, strides = _backbone(backbone, fpn_channels, FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d)
+    norm = norm or ("batch" if weights is None else "frozen")
+    if norm not in NORMS:
+        raise ValueError(f"norm: got {norm!r}; expected one of {', '.join(map(repr, NORMS))}")
+    body, strides = _backbone(backbone, fpn_channels, norm)
     if isinstance(anchors, str):
         if anchors != "auto" or boxes is None:
             raise ValueError(f"anchors: got {anchors!r}, boxes {type(boxes).__name__}; expected 'auto' with boxes")
@@ -133,7 +142,7 @@ def build_detector(
         "head_channels": head_channels,
         "output_size": output_size,
         "sampling_ratio": sampling_ratio,
-        "frozen_norm": frozen_norm,
+        "norm": norm,
         **options,
     }
     if weights is not None:
@@ -196,16 +205,16 @@ def _sides(boxes: Tensor) -> Tensor:
     return sides.float()
 
 
-def _backbone(name: str, channels: int, norm: Callable[..., nn.Module]) -> tuple[nn.Module, list[int]]:
+def _backbone(name: str, channels: int, norm: str) -> tuple[nn.Module, list[int]]:
     """The backbone, randomly initialised, and the strides of the levels it gives."""
     if name in ("mobilenet_v2", "mobilenet_v2_fpn"):
-        body = models.mobilenet_v2(weights=None, norm_layer=norm).features
+        body = models.mobilenet_v2(weights=None, norm_layer=NORMS[norm]).features
         if name == "mobilenet_v2":
             body.out_channels = 1280
             return body, [32]
         stages = _MOBILENET_STAGES
     elif name == "resnet50_fpn":
-        body, stages = models.resnet50(weights=None, norm_layer=norm), _RESNET_STAGES
+        body, stages = models.resnet50(weights=None, norm_layer=NORMS[norm]), _RESNET_STAGES
     elif name.startswith("timm:"):
         pyramid = _TimmPyramid(name.removeprefix("timm:"), channels, norm)
         return pyramid, [*pyramid.strides, 2 * pyramid.strides[-1]]
@@ -218,7 +227,7 @@ def _backbone(name: str, channels: int, norm: Callable[..., nn.Module]) -> tuple
 class _TimmPyramid(nn.Module):
     """Features of a timm model from stride 4 on, under a feature pyramid."""
 
-    def __init__(self, name: str, channels: int, norm: Callable[..., nn.Module]) -> None:
+    def __init__(self, name: str, channels: int, norm: str) -> None:
         super().__init__()
         try:
             import timm
@@ -230,7 +239,9 @@ class _TimmPyramid(nn.Module):
         chosen = [index for index, stride in enumerate(reductions) if stride >= 4]
         self.strides = [reductions[index] for index in chosen]
         self.body = timm.create_model(name, features_only=True, out_indices=chosen)
-        if norm is FrozenBatchNorm2d:
+        if norm == "group":
+            raise ValueError(f"norm: got 'group'; timm's {name} comes with its own, which can only be frozen")
+        if norm == "frozen":
             from timm.layers.norm_act import freeze_batch_norm_2d
 
             self.body = freeze_batch_norm_2d(self.body)

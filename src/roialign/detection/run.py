@@ -91,7 +91,7 @@ def train(
     settings = Settings(**{**settings.__dict__, "crop": crop or round(INPUT / scale / 32) * 32})
     if not resume and (out / "last.safetensors").exists():
         raise FileExistsError(f"{out}: has a training already; continue it with --resume or name another folder")
-    main = PartialState().is_main_process
+    main = _processes().is_main_process
     start = _start(backbone, weights, console if main else None)
     torch.manual_seed(settings.seed)
     model = build_detector(
@@ -99,7 +99,7 @@ def train(
         backbone,
         pooling,
         weights=start,
-        frozen_norm=True if start else None,
+        norm="frozen" if start else "batch" if backbone.startswith("timm:") else "group",
         anchors="auto",
         boxes=data.boxes,
         scale=scale,
@@ -163,6 +163,10 @@ def _start(backbone: str, weights: str | None, console: Console | None) -> str |
     return None
 
 
+def _processes() -> PartialState:
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def _draw_sheet(data: CocoData, settings: Settings, out: Path) -> None:
     """Views as the first epoch will show them."""
     batches = EpochBatches(data.entries, settings.crop, 1, settings.repeat, settings.seed)
@@ -199,7 +203,7 @@ class _Display:
 
 def load(weights: Path | None) -> FasterRCNN:
     """The detector of a file, or the package's, on the device that Accelerate chooses."""
-    return load_detector(weights).to(PartialState().device)
+    return load_detector(weights).to(_processes().device)
 
 
 def evaluate(
@@ -281,6 +285,7 @@ def detect_files(
         What was wrong with each image that could not be read.
     """
     model = load(weights)
+    out.mkdir(parents=True, exist_ok=True)
     files = find_images(patterns or [HELDOUT.parent / "YELL_lower.jpg"])
     score = (model.card.get("metrics") or {}).get("score_threshold", 0.5) if score is None else score
     classes = model.card.get("classes", [str(label) for label in range(1, model.description["num_classes"])])

@@ -119,7 +119,7 @@ class Trainer:
         card: dict[str, Any] | None = None,
     ) -> None:
         self.settings, self.data, self.held, self.out = settings, data, held, out
-        self.accelerator = Accelerator(mixed_precision=settings.precision)
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=settings.precision)
         self.device = self.accelerator.device
         model.card = {"classes": data.classes, "tile": settings.crop, **(card or {})}
         self.samplers = [SeededSampler(head.fg_bg_sampler) for head in (model.rpn, model.roi_heads)]
@@ -185,9 +185,9 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Nothing is left to do."""
-        scores = [row.get("AP50", 0.0) for row in self.history]
-        stalled = self.settings.patience and len(scores) - _best(self.history) > self.settings.patience
-        return len(scores) >= self.settings.epochs or bool(self.held and stalled)
+        done, patience = len(self.history), self.settings.patience
+        stalled = self.held is not None and 0 < patience <= done - _best(self.history)
+        return done >= self.settings.epochs or stalled
 
     def _epoch(self, epoch: int, loader: Iterable[list[Sample]], watcher: Watcher) -> dict[str, float]:
         self.batches.epoch = epoch
@@ -214,30 +214,25 @@ class Trainer:
         targets = [{name: value.to(self.device) for name, value in sample.target.items()} for sample in samples]
         with self.accelerator.autocast():
             losses = self.model(images, targets)
-        weights, losses = self._share(losses, counts=samples[0].view.counts)
-        total = torch.stack([losses[name] * weight for name, weight in zip(LOSSES, weights, strict=True)]).sum()
-        values = torch.stack([losses[name].detach() for name in LOSSES])
-        bad = torch.tensor(not bool(values.isfinite().all()), device=self.device)
-        if self.accelerator.reduce(bad.float()).item():  # every process stops, or they would wait for each other
-            named = ", ".join(f"{name} {float(value):g}" for name, value in zip(LOSSES, values, strict=True))
+        parts = torch.stack([losses[name] for name in LOSSES]) * self._share(samples[0].view.counts)
+        values = self.accelerator.reduce(parts.detach(), "mean")  # over the processes, so that all see the same
+        if not bool(values.isfinite().all()):
+            named = ", ".join(f"{name} {float(value):g}" for name, value in zip(LOSSES, parts, strict=True))
             files = ", ".join(str(sample.file) for sample in samples)
             where = f"process {self.accelerator.process_index}, step {step}: {named}; images: {files}"
             raise NotFiniteError(f"a loss is not finite; {where}")
         self.optimizer.zero_grad()
-        self.accelerator.backward(total)
+        self.accelerator.backward(parts.sum())
         self.accelerator.clip_grad_norm_(self.model.parameters(), 10.0)
         self.optimizer.step()
         self._follow(step)
         return dict(zip(LOSSES, values.tolist(), strict=True))
 
-    def _share(self, losses: dict[str, Tensor], counts: bool) -> tuple[list[float], dict[str, Tensor]]:
-        """Weights that make the processes' mean gradient that of the whole batch: each loss is a mean over samples."""
-        if self.accelerator.num_processes == 1:
-            return [1.0] * len(LOSSES), losses
+    def _share(self, counts: bool) -> Tensor:
+        """Weights that make the processes' mean the whole batch's loss, since each loss is a mean over samples."""
         own = torch.tensor([float(sampler.count * counts) for sampler in self.samplers], device=self.device)
-        every = self.accelerator.reduce(own, "mean").clamp(min=1e-9)
-        rpn, heads = (own / every).tolist()
-        return [rpn, rpn, heads, heads], losses
+        mean = self.accelerator.reduce(own, "mean").clamp(min=1e-9)
+        return (own / mean).repeat_interleave(2)  # in the order of LOSSES
 
     def _rate(self, step: int, steps: int) -> float:
         warm = max(1, steps // 20)
@@ -265,7 +260,7 @@ class Trainer:
         return evaluate_found(self.held, dict(gather_object(found) if processes > 1 else found))
 
     def _save(self, report: Report | None) -> None:
-        if self.held is None or _best(self.history) == len(self.history):
+        if self.held is None or _best(self.history) == len(self.history):  # or else it is the one that is there
             metrics = None if report is None else report.as_json()
             save_detector(self.average, self.out / BEST, epoch=len(self.history), metrics=metrics)
         state = {f"model.{name}": value for name, value in self.bare.state_dict().items()}
@@ -307,8 +302,9 @@ class Trainer:
 
 
 def _best(history: list[dict[str, float]]) -> int:
-    """Epochs done when AP50 was highest; of equals the last."""
-    return max(range(len(history)), key=lambda index: (history[index].get("AP50", 0.0), index)) + 1
+    """How many epochs were done when AP50 was highest; of equals the first."""
+    scores = [row.get("AP50", 0.0) for row in history]
+    return scores.index(max(scores)) + 1 if scores else 0
 
 
 def _flat(tree: Any, name: str = "") -> dict[str, Any]:
