@@ -26,7 +26,7 @@ KEY = "roialign"  # of the JSON in a safetensors header
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file's content so that whoever reads it, even after a crash, finds the old or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.partial")  # one name: what a crash left is overwritten next time
     with partial.open("wb") as file:
         file.write(content)
         file.flush()
