@@ -231,7 +231,7 @@ class Trainer:
     def _share(self, counts: bool) -> Tensor:
         """Weights that make the processes' mean the whole batch's loss, since each loss is a mean over samples."""
         own = torch.tensor([float(sampler.count * counts) for sampler in self.samplers], device=self.device)
-        mean = self.accelerator.reduce(own, "mean").clamp(min=1e-9)
+        mean: Tensor = self.accelerator.reduce(own, "mean").clamp(min=1e-9)
         return (own / mean).repeat_interleave(2)  # in the order of LOSSES
 
     def _rate(self, step: int, steps: int) -> float:
