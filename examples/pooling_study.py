@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--weights", default="MobileNet_V2_Weights.IMAGENET1K_V1", help="of the backbone")
     parser.add_argument("--only", choices=POOLINGS, help="one pooling")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=60, help="times over the photos, 20 crops each")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--crop", type=int, default=224, help="pixels of the image")
     parser.add_argument("--scale", type=float, default=2.0, help="pixels that the network sees per pixel of the image")
