@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from . import __version__
+from . import __version__, cli_detection
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Region pooling for PyTorch.")
+app.add_typer(cli_detection.commands)
 
 
 def _version(show: bool) -> None:

@@ -1,7 +1,12 @@
-"""The photo that the package ships: tree crowns seen from above, with a box around each.
+"""The photos that the package ships: tree crowns seen from above, with a box around each.
 
-``OSBS_029.jpg`` and its boxes come from the deepforest package (MIT, (c) 2019 Ben Weinstein); the imagery is of the US
-National Ecological Observatory Network. ``OSBS_029.json`` carries this attribution.
+They and their boxes come from the deepforest package (MIT, (c) 2019 Ben Weinstein); the imagery is of the US National
+Ecological Observatory Network. The JSON files carry this attribution.
+
+``TRAIN`` and ``HELDOUT`` are two COCO data sets. To train on: OSBS_029 and the upper two thirds of the YELL photo, in
+which what belongs to a box that reaches into the lower third is painted over. To judge by: SOAP_061, and the lower
+third of the YELL photo with every box that touches it, so from the top of the highest of these on; other trees up there
+are marked as crowds, which count neither way. The two parts of YELL were saved anew as JPEG of quality 95.
 """
 
 from __future__ import annotations
@@ -15,6 +20,9 @@ import torch
 from torch import Tensor
 
 PHOTO = "OSBS_029"
+PHOTO_FILE = Path(__file__).parent / f"{PHOTO}.jpg"
+TRAIN = Path(__file__).parent / "train.json"
+HELDOUT = Path(__file__).parent / "heldout.json"
 
 
 def read_image(file: str | Path | IO[bytes]) -> Tensor:

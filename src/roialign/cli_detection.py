@@ -1,0 +1,135 @@
+"""The commands that train, judge and use a detector: their options; the work is in ``detection.run``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+commands = typer.Typer()
+
+Images = Annotated[Path | None, typer.Option(help="Folder of the images. Default: that of the annotations.")]
+Tile = Annotated[
+    int | None, typer.Option(min=0, help="Side of a tile in pixels; 0: whole images. Default: the model's.")
+]
+Overlap = Annotated[int | None, typer.Option(min=0, help="Pixels that tiles have in common. Default: the model's.")]
+Batch = Annotated[int, typer.Option(min=1, help="Tiles at once.")]
+Weights = Annotated[Path | None, typer.Option(help="The detector. Default: the tree crown detector of the package.")]
+
+
+@contextmanager
+def _plain_errors(command: str) -> Iterator[None]:
+    """What is wrong with the input is said in a line, without a traceback."""
+    try:
+        yield
+    except (ValueError, ArithmeticError, OSError) as error:
+        sys.exit(f"roialign {command}: {error}")
+
+
+@commands.command()
+def train(
+    annotations: Annotated[Path | None, typer.Argument(help="COCO JSON. Default: the package's tree crowns.")] = None,
+    images: Images = None,
+    out: Annotated[Path, typer.Option(help="Folder for the model, its log and pictures.")] = Path("train"),
+    val: Annotated[Path | None, typer.Option(help="A second COCO JSON to judge by.")] = None,
+    val_split: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Without one, the part of the images to hold out.")
+    ] = 0.2,
+    weights: Annotated[
+        str | None, typer.Option(help="File or torchvision's name. Default: the package's detector.")
+    ] = None,
+    backbone: Annotated[
+        str, typer.Option(help="mobilenet_v2, mobilenet_v2_fpn, resnet50_fpn or timm:NAME.")
+    ] = "mobilenet_v2_fpn",
+    pooling: Annotated[str, typer.Option(help="roi_align, roi_align_max, prroi_pool or roi_pool.")] = "roi_align",
+    epochs: Annotated[int, typer.Option(min=1)] = 30,
+    batch: Annotated[int, typer.Option(min=1, help="Crops per process and step.")] = 4,
+    repeat: Annotated[int, typer.Option(min=1, help="Times an epoch goes over the images.")] = 1,
+    lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 5e-4,
+    scale: Annotated[float | None, typer.Option(help="Enlarge images for the network. Default: by the boxes.")] = None,
+    crop: Annotated[int | None, typer.Option(min=64, help="Side of a crop in pixels. Default: by the scale.")] = None,
+    patience: Annotated[
+        int, typer.Option(min=0, help="Stop after so many epochs without a better AP50. 0: never.")
+    ] = 0,
+    precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare crops.")] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
+) -> None:
+    """Train a detector. Under `accelerate launch` or `torchrun` on several devices or machines."""
+    from .detection.run import train
+    from .detection.training import Settings
+
+    settings = Settings(
+        epochs=epochs,
+        batch=batch,
+        repeat=repeat,
+        lr=lr,
+        patience=patience,
+        seed=seed,
+        precision=precision,
+        workers=workers,
+    )
+    with _plain_errors("train"):
+        train(
+            annotations, images, out, settings, Console(), val=val, val_split=val_split, weights=weights,
+            backbone=backbone, pooling=pooling, scale=scale, crop=crop, resume=resume,
+        )  # fmt: skip
+
+
+@commands.command()
+def evaluate(
+    annotations: Annotated[Path | None, typer.Argument(help="COCO JSON. Default: the package's held-out part.")] = None,
+    images: Images = None,
+    weights: Weights = None,
+    json: Annotated[Path | None, typer.Option(help="Write the metrics there.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("evaluate"),
+    tile: Tile = None,
+    overlap: Overlap = None,
+    batch: Batch = 1,
+) -> None:
+    """Judge a detector by COCO's measures."""
+    from .detection.run import evaluate
+
+    with _plain_errors("evaluate"):
+        evaluate(
+            annotations,
+            images,
+            out,
+            Console(),
+            weights=weights,
+            json_file=json,
+            tile=tile,
+            overlap=overlap,
+            batch=batch,
+        )
+
+
+@commands.command()
+def detect(
+    images: Annotated[
+        list[str] | None, typer.Argument(help="Files, folders, globs. Default: a photo of the package.")
+    ] = None,
+    weights: Weights = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and detections.json.")] = Path("detect"),
+    score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least score of a box. Default: the model's.")
+    ] = None,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    batch: Batch = 1,
+) -> None:
+    """Detect in images of any size and draw the boxes. Exits with 1 if an image could not be read."""
+    from .detection.run import detect_files
+
+    with _plain_errors("detect"):
+        faults = detect_files(
+            images or [], out, Console(), weights=weights, score=score, tile=tile, overlap=overlap, batch=batch
+        )
+    if faults:
+        sys.exit(f"roialign detect: {len(faults)} images could not be read:\n  " + "\n  ".join(faults))

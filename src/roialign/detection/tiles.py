@@ -1,0 +1,158 @@
+"""Detection on images of any size: in overlapping tiles, merged across the seams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torchvision.models.detection import FasterRCNN
+from torchvision.ops import batched_nms
+
+from .images import FILL, Photo, Window
+
+TILE, OVERLAP = 512, 128  # pixels, of a model that does not say what suits it
+SMALLEST = 64  # pixels; a smaller image is padded to this
+
+
+class Found(NamedTuple):
+    """Detections in one image, best first."""
+
+    boxes: Tensor  # [N, 4] float32: x1, y1, x2, y2 in pixels of the image
+    scores: Tensor  # [N] float32
+    labels: Tensor  # [N] int64, from 1
+
+
+class _Tile(NamedTuple):
+    photo: int
+    window: Window
+    core: tuple[float, float, float, float]  # boxes centred here are this tile's to report
+
+
+def detect(
+    model: FasterRCNN,
+    photos: Iterable[Photo],
+    *,
+    tile: int | None = None,
+    overlap: int | None = None,
+    batch: int = 1,
+) -> Iterator[Found]:
+    """Detect in photos, one after the other.
+
+    A photo larger than a tile is cut into tiles of that size with at least ``overlap`` pixels in common. Each box is
+    reported by the tile in whose core it is centred (the cores meet halfway through the overlaps, and reach a little
+    into each other), and the model's own non-maximum suppression runs once more over all tiles. An object larger than
+    the overlap may be cut. Tiles of one size share batches, also across photos. Memory, beyond the decoded photo, is
+    bounded by ``batch`` tiles.
+
+    Args:
+        model: the detector; photos go to its device. It is put into evaluation mode.
+        photos: the images; each is asked for when its turn comes.
+        tile: side of a tile in pixels; None: what the model's description says, or 512. 0: never cut.
+        overlap: pixels; None: what the model's description says, or 128.
+        batch: tiles to run at once.
+
+    Yields:
+        What was found in each photo, in order.
+
+    Raises:
+        ValueError: the overlap leaves no tile, or the batch is empty.
+
+    Example:
+        >>> from roialign.detection import build_detector, detect
+        >>> from roialign.detection.images import Photo
+        >>> from roialign.data import PHOTO_FILE
+        >>> (found,) = detect(build_detector(num_classes=2), [Photo(PHOTO_FILE)], tile=300)
+        >>> found.boxes.shape[1]
+        4
+    """
+    card = getattr(model, "card", {})
+    tile = card.get("tile", TILE) if tile is None else tile
+    overlap = card.get("overlap", OVERLAP) if overlap is None else overlap
+    if tile < 0 or not 0 <= overlap < (tile or overlap + 1):
+        raise ValueError(f"tile, overlap: got {tile}, {overlap}; expected 0 <= overlap < tile, or tile 0")
+    if batch < 1:
+        raise ValueError(f"batch: got {batch}; expected at least 1")
+    model.eval()
+    parts: dict[int, list[tuple[_Tile, Found]]] = {}
+    waiting: list[tuple[_Tile, Tensor]] = []
+    done = asked = 0  # photos reported, photos opened
+
+    def run() -> None:
+        for (piece, _), found in zip(waiting, _forward(model, [pixels for _, pixels in waiting]), strict=True):
+            parts[piece.photo].append((piece, found))
+        waiting.clear()
+
+    for photo in photos:
+        parts[asked] = []
+        for piece in _cut(asked, photo.width, photo.height, tile, overlap):
+            pixels = _pad(photo.read(piece.window))
+            if waiting and (len(waiting) == batch or waiting[0][1].shape != pixels.shape):
+                run()
+            waiting.append((piece, pixels))
+        asked += 1
+        ready = waiting[0][0].photo if waiting else asked
+        while done < ready:
+            yield _merge(parts.pop(done), model.roi_heads.nms_thresh)
+            done += 1
+    if waiting:
+        run()
+    for photo_index in range(done, asked):
+        yield _merge(parts.pop(photo_index), model.roi_heads.nms_thresh)
+
+
+@torch.no_grad()
+def _forward(model: FasterRCNN, pixels: list[Tensor]) -> list[Found]:
+    device = next(model.parameters()).device
+    found = model([image.to(device, non_blocking=True) for image in pixels])
+    return [Found(*(each[name].cpu() for name in ("boxes", "scores", "labels"))) for each in found]
+
+
+def _cut(photo: int, width: int, height: int, tile: int, overlap: int) -> Iterator[_Tile]:
+    across, down = _spans(width, tile, overlap), _spans(height, tile, overlap)
+    for y1, y2, top, bottom in down:
+        for x1, x2, left, right in across:
+            yield _Tile(photo, (x1, y1, x2, y2), (left, top, right, bottom))
+
+
+def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int, float, float]]:
+    """Tiles along one axis: begin and end, and begin and end of the core. All have one size, evenly spread."""
+    if tile == 0 or length <= tile:
+        return [(0, length, float("-inf"), float("inf"))]
+    count = -(-(length - overlap) // (tile - overlap))
+    begins = [index * (length - tile) // (count - 1) for index in range(count)]
+    # The cores reach into each other by a quarter of the least overlap: two tiles never place a box's centre equally.
+    reach = overlap / 8
+    seams = [(begin + tile + following) / 2 for begin, following in pairwise(begins)]
+    lows = [float("-inf"), *(seam - reach for seam in seams)]
+    highs = [*(seam + reach for seam in seams), float("inf")]
+    return [(begin, begin + tile, low, high) for begin, low, high in zip(begins, lows, highs, strict=True)]
+
+
+def _pad(pixels: Tensor) -> Tensor:
+    """At least SMALLEST pixels wide and high, with the networks' mean colour."""
+    height, width = pixels.shape[1:]
+    if min(height, width) >= SMALLEST:
+        return pixels
+    colour = torch.tensor(FILL)[:, None, None] / 255
+    return pad(pixels - colour, (0, max(0, SMALLEST - width), 0, max(0, SMALLEST - height))) + colour
+
+
+def _merge(parts: list[tuple[_Tile, Found]], threshold: float) -> Found:
+    kept: list[Found] = []
+    for piece, found in parts:
+        x1, y1, x2, y2 = piece.window
+        boxes = found.boxes + torch.tensor([x1, y1, x1, y1])
+        centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+        low, high = torch.tensor(piece.core[:2]), torch.tensor(piece.core[2:])
+        inside = ((centre >= low) & (centre < high)).all(1)
+        # What was found in the padding of a small image, or reaches into it.
+        boxes = boxes.clamp(max=torch.tensor([x2, y2, x2, y2]))
+        inside &= (boxes[:, 2:] > boxes[:, :2]).all(1)
+        kept.append(Found(boxes[inside], found.scores[inside], found.labels[inside]))
+    boxes, scores, labels = (torch.cat([getattr(part, name) for part in kept]) for name in Found._fields)
+    order = batched_nms(boxes, scores, labels, threshold)
+    return Found(boxes[order], scores[order], labels[order])

@@ -1,0 +1,313 @@
+"""Train a detector: Accelerate runs the processes and the precision, torchvision's model computes the losses.
+
+Everything random follows from the seed, the epoch and the image, never from what ran before, so a training that was
+killed continues bit for bit from its last epoch, and how many processes share the work makes no difference but for the
+order of summation.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+
+from .checkpoint import read_description, save_detector, save_tensors
+from .data import CocoData, EpochBatches, Sample, TrainingViews, open_photo
+from .evaluation import Report, evaluate_found
+from .tiles import detect
+
+LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
+STATE, BEST = "last.safetensors", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    Attributes:
+        epochs: how many.
+        batch: views per process and step.
+        crop: side of a view, in pixels.
+        repeat: times an epoch goes over the images; more than 1 for a small data set.
+        lr: highest learning rate, reached after a warm-up over a twentieth of the steps, then a cosine down to 0.
+        weight_decay: AdamW's.
+        ema: how slowly the averaged model, which is the one that is judged and kept, follows.
+        patience: epochs without a better AP50 after which to stop; 0: never.
+        seed: of everything random.
+        precision: Accelerate's mixed precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
+        workers: processes that prepare views; 0: the training process itself.
+    """
+
+    epochs: int = 30
+    batch: int = 4
+    crop: int = 448
+    repeat: int = 1
+    lr: float = 5e-4
+    weight_decay: float = 1e-2
+    ema: float = 0.995
+    patience: int = 0
+    seed: int = 0
+    precision: str = "no"
+    workers: int = 0
+
+
+class NotFiniteError(ArithmeticError):
+    """A loss is not finite; the message names the images of the batch."""
+
+
+class Watcher(Protocol):
+    """Who looks on, in the first process only."""
+
+    def step(self, epoch: int, steps: int, losses: dict[str, float], images: int) -> None:
+        """A step of an epoch with so many steps is done; ``images`` over all processes."""
+
+    def epoch(self, history: list[dict[str, float]], report: Report | None) -> None:
+        """An epoch is done, judged and saved. ``history`` has one row for each so far."""
+
+
+class SeededSampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]
+    """torchvision's choice of anchors and proposals to learn from, with each image's own seed, and counted."""
+
+    def __init__(self, base: BalancedPositiveNegativeSampler) -> None:
+        super().__init__(base.batch_size_per_image, base.positive_fraction)
+        self.seeds: list[int] = []
+        self.count = 0
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """As torchvision's, image by image."""
+        positive, negative = [], []
+        for matched, seed in zip(matched_idxs, self.seeds, strict=True):
+            torch.manual_seed(seed)
+            chosen = super().__call__([matched])
+            positive += chosen[0]
+            negative += chosen[1]
+        self.count = int(sum(mask.sum() for mask in positive + negative))
+        return positive, negative
+
+
+class Trainer:
+    """A training in a folder: ``last.safetensors`` to go on from, ``model.safetensors`` the best averaged model.
+
+    Args:
+        model: from :func:`roialign.detection.build_detector`.
+        data: the images to learn from.
+        held: the images to judge by, or None.
+        settings: how.
+        out: the folder.
+        card: what to tell about the model in its file.
+    """
+
+    def __init__(
+        self,
+        model: FasterRCNN,
+        data: CocoData,
+        held: CocoData | None,
+        settings: Settings,
+        out: Path,
+        card: dict[str, Any] | None = None,
+    ) -> None:
+        self.settings, self.data, self.held, self.out = settings, data, held, out
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=settings.precision)
+        self.device = self.accelerator.device
+        model.card = {"classes": data.classes, "tile": settings.crop, **(card or {})}
+        self.samplers = [SeededSampler(head.fg_bg_sampler) for head in (model.rpn, model.roi_heads)]
+        model.rpn.fg_bg_sampler, model.roi_heads.fg_bg_sampler = self.samplers
+        self.average = copy.deepcopy(model).to(self.device).requires_grad_(False)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.batches = EpochBatches(
+            data.entries,
+            settings.crop,
+            settings.batch,
+            settings.repeat,
+            settings.seed,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        self.history: list[dict[str, float]] = []
+        # What must be the same for a training to go on where it was.
+        self.identity = {
+            "settings": asdict(settings),
+            "model": model.description,
+            "data": [data.digest(), held.digest() if held else None],
+            "processes": self.accelerator.num_processes,
+        }
+
+    @property
+    def bare(self) -> FasterRCNN:
+        """The model without what Accelerate wraps around it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def run(self, watcher: Watcher) -> list[dict[str, float]]:
+        """Train to the end, or until AP50 has not risen for ``patience`` epochs.
+
+        Returns:
+            A row per epoch: ``epoch``, ``lr``, the losses, and with images to judge by AP, AP50 and AP75.
+
+        Raises:
+            NotFiniteError: a loss is not finite.
+        """
+        loader: Iterable[list[Sample]] = DataLoader(
+            TrainingViews(self.data, self.settings.crop, self.settings.seed),
+            batch_sampler=self.batches,
+            collate_fn=list,
+            num_workers=self.settings.workers,
+            persistent_workers=self.settings.workers > 0,
+            pin_memory=False,
+        )
+        for epoch in range(len(self.history), self.settings.epochs):
+            if self.finished:
+                break
+            row = self._epoch(epoch, loader, watcher)
+            report = self._judge()
+            if report is not None:
+                row |= {name: report.metrics[name] for name in ("AP", "AP50", "AP75")}
+            self.history.append(row)
+            if self.accelerator.is_main_process:
+                self._save(report)
+                watcher.epoch(self.history, report)
+            self.accelerator.wait_for_everyone()
+        return self.history
+
+    @property
+    def finished(self) -> bool:
+        """Nothing is left to do."""
+        done, patience = len(self.history), self.settings.patience
+        stalled = self.held is not None and 0 < patience <= done - _best(self.history)
+        return done >= self.settings.epochs or stalled
+
+    def _epoch(self, epoch: int, loader: Iterable[list[Sample]], watcher: Watcher) -> dict[str, float]:
+        self.batches.epoch = epoch
+        self.model.train()
+        steps = len(self.batches)
+        sums = dict.fromkeys(LOSSES, 0.0)
+        for number, samples in enumerate(loader):
+            step = epoch * steps + number
+            losses = self._step(step, steps * self.settings.epochs, samples)
+            for name in LOSSES:
+                sums[name] += losses[name] / steps
+            if self.accelerator.is_main_process:
+                watcher.step(epoch, steps, losses, len(samples) * self.accelerator.num_processes)
+        return {"epoch": float(epoch), "lr": self._rate((epoch + 1) * steps - 1, steps * self.settings.epochs)} | sums
+
+    def _step(self, step: int, steps: int, samples: list[Sample]) -> dict[str, float]:
+        seeds = [sample.view.seed(self.settings.seed) for sample in samples]
+        for sampler in self.samplers:
+            sampler.seeds = seeds
+        torch.manual_seed(seeds[0])  # dropout, where a backbone has it
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate(step, steps)
+        images = [sample.image.to(self.device, non_blocking=True) for sample in samples]
+        targets = [{name: value.to(self.device) for name, value in sample.target.items()} for sample in samples]
+        with self.accelerator.autocast():
+            losses = self.model(images, targets)
+        parts = torch.stack([losses[name] for name in LOSSES]) * self._share(samples[0].view.counts)
+        values = self.accelerator.reduce(parts.detach(), "mean")  # over the processes, so that all see the same
+        if not bool(values.isfinite().all()):
+            named = ", ".join(f"{name} {float(value):g}" for name, value in zip(LOSSES, parts, strict=True))
+            files = ", ".join(str(sample.file) for sample in samples)
+            where = f"process {self.accelerator.process_index}, step {step}: {named}; images: {files}"
+            raise NotFiniteError(f"a loss is not finite; {where}")
+        self.optimizer.zero_grad()
+        self.accelerator.backward(parts.sum())
+        self.accelerator.clip_grad_norm_(self.model.parameters(), 10.0)
+        self.optimizer.step()
+        self._follow(step)
+        return dict(zip(LOSSES, values.tolist(), strict=True))
+
+    def _share(self, counts: bool) -> Tensor:
+        """Weights that make the processes' mean the whole batch's loss, since each loss is a mean over samples."""
+        own = torch.tensor([float(sampler.count * counts) for sampler in self.samplers], device=self.device)
+        mean: Tensor = self.accelerator.reduce(own, "mean").clamp(min=1e-9)
+        return (own / mean).repeat_interleave(2)  # in the order of LOSSES
+
+    def _rate(self, step: int, steps: int) -> float:
+        warm = max(1, steps // 20)
+        return self.settings.lr * min(1, (step + 1) / warm) * (1 + math.cos(math.pi * step / steps)) / 2
+
+    @torch.no_grad()
+    def _follow(self, step: int) -> None:
+        """The averaged model; early on it follows fast, or it would remember the beginning for long."""
+        keep = min(self.settings.ema, (1 + step) / (10 + step))
+        mine, theirs = self.average.state_dict(), self.bare.state_dict()
+        pairs = [(mine[name], value) for name, value in theirs.items()]
+        floating = [(average, value) for average, value in pairs if average.is_floating_point()]
+        torch._foreach_lerp_([average for average, _ in floating], [value for _, value in floating], 1 - keep)
+        for average, value in pairs:
+            if not average.is_floating_point():
+                average.copy_(value)
+
+    def _judge(self) -> Report | None:
+        if self.held is None:
+            return None
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        mine = self.held.entries[rank::processes]
+        photos = (open_photo(entry.file, entry.width, entry.height) for entry in mine)
+        found = list(zip((entry.id for entry in mine), detect(self.average, photos), strict=True))
+        return evaluate_found(self.held, dict(gather_object(found) if processes > 1 else found))
+
+    def _save(self, report: Report | None) -> None:
+        if self.held is None or _best(self.history) == len(self.history):  # or else it is the one that is there
+            metrics = None if report is None else report.as_json()
+            save_detector(self.average, self.out / BEST, epoch=len(self.history), metrics=metrics)
+        state = {f"model.{name}": value for name, value in self.bare.state_dict().items()}
+        state |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+        save_tensors(self.out / STATE, state, {"identity": self.identity, "history": self.history, "scaler": scaler})
+
+    def resume(self) -> int:
+        """Go on from the folder's state, if there is one; returns the epochs that are done.
+
+        Raises:
+            ValueError: the state is of a training with other settings, data, model or number of processes.
+        """
+        path = self.out / STATE
+        if not path.is_file():
+            return 0
+        description = read_description(path)
+        theirs, mine = _flat(description.get("identity", {})), _flat(self.identity)
+        for name in sorted(theirs.keys() | mine.keys()):
+            if theirs.get(name) != mine.get(name):
+                raise ValueError(f"{path}: cannot go on: {name} was {theirs.get(name)}, now it is {mine.get(name)}")
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+        for name, value in load_file(path).items():
+            part, rest = name.split(".", 1)
+            parts[part][rest] = value
+        self.bare.load_state_dict(parts["model"])
+        self.average.load_state_dict(parts["average"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in parts["optimizer"].items():
+            index, rest = name.split(".", 1)
+            moments.setdefault(int(index), {})[rest] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        if self.accelerator.scaler and description["scaler"]:
+            self.accelerator.scaler.load_state_dict(description["scaler"])
+        self.history = description["history"]
+        return len(self.history)
+
+
+def _best(history: list[dict[str, float]]) -> int:
+    """How many epochs were done when AP50 was highest; of equals the first."""
+    scores = [row.get("AP50", 0.0) for row in history]
+    return scores.index(max(scores)) + 1 if scores else 0
+
+
+def _flat(tree: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {name: list(tree) if isinstance(tree, tuple) else tree}
+    return {key: leaf for part in tree for key, leaf in _flat(tree[part], f"{name}.{part}".strip(".")).items()}

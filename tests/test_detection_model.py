@@ -1,0 +1,207 @@
+"""Detectors: what build_detector makes of its arguments, and that a file alone rebuilds it."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models import mobilenet_v2
+
+import roialign
+from roialign.detection import POOLINGS, build_detector, fit_anchors, load_detector, load_weights, save_detector
+from roialign.detection.checkpoint import write_atomically
+
+SMALL: dict[str, Any] = {"fpn_channels": 16, "head_channels": 32, "box_detections_per_img": 20}
+
+
+def image(side: int = 128) -> Tensor:
+    return torch.rand(3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def small(pooling: str = "roi_align", **options: Any) -> Any:
+    torch.manual_seed(0)
+    return build_detector(3, "mobilenet_v2_fpn", pooling, **{"scale": 1.0, **SMALL, **options}).eval()
+
+
+@torch.no_grad()
+def answer(model: Any, pixels: Tensor) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = model([pixels])[0]
+    return found
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_file_alone_rebuilds_the_detector(pooling: str, tmp_path: Path) -> None:
+    model = small(pooling, anchors={"sizes": [[16.0]] * 5, "ratios": [1.0]}, min_size=64, rpn_nms_thresh=0.6)
+    save_detector(model, tmp_path / "model.safetensors", seed=7)
+    again = load_detector(tmp_path / "model.safetensors")
+    assert again.card == {"seed": 7}
+    assert not again.training
+    expected, got = answer(model, image()), answer(again, image())
+    assert len(expected["boxes"]) > 0
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], atol=0, rtol=0)
+
+
+def test_a_half_precision_file_holds_the_matrices_in_half(tmp_path: Path) -> None:
+    model = small()
+    for half in (False, True):
+        save_detector(model, tmp_path / f"{half}.safetensors", half=half)
+    whole, halved = ((tmp_path / f"{half}.safetensors").stat().st_size for half in (False, True))
+    assert 0.49 < halved / whole < 0.56
+    again = load_detector(tmp_path / "True.safetensors").state_dict()
+    for name, value in model.state_dict().items():
+        expected = value.half().float() if value.is_floating_point() and value.dim() > 1 else value
+        assert torch.equal(again[name], expected), name
+
+
+def test_files_that_are_not_ours_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(FileNotFoundError):
+        load_detector(path)
+    path.write_bytes(b"\x80\x04 not safetensors")
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        load_detector(path)
+    save_detector(small(), path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        load_detector(path)
+
+
+def test_pickled_code_is_never_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "sprung",)
+
+    torch.save({"weight": Trap()}, tmp_path / "trap.pth")
+    with pytest.raises(Exception, match=r"[Ww]eights"):
+        load_weights(small(), tmp_path / "trap.pth")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_classifiers_weights_start_the_backbone(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    source = mobilenet_v2(weights=None)
+    torch.save(source.state_dict(), tmp_path / "mobilenet.pth")
+    for backbone, prefix in (("mobilenet_v2", "backbone."), ("mobilenet_v2_fpn", "backbone.body.")):
+        model = build_detector(2, backbone, weights=str(tmp_path / "mobilenet.pth"), **SMALL)
+        state = model.state_dict()
+        for name, value in source.features[:18].state_dict().items():
+            if "num_batches" not in name:
+                assert torch.equal(state[prefix + name], value), name
+        assert model.description["norm"] == "frozen"
+    torch.save({"0.weight": torch.ones(3)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"lacks .* of the backbone"):
+        load_weights(small(), tmp_path / "other.pth")
+    with pytest.raises(FileNotFoundError, match="neither a file nor a name"):
+        load_weights(small(), "MobileNet_V9")
+
+
+def test_a_detectors_weights_start_another_with_more_classes(tmp_path: Path) -> None:
+    model = small()
+    save_detector(model, tmp_path / "model.safetensors")
+    other = build_detector(7, "mobilenet_v2_fpn", weights=str(tmp_path / "model.safetensors"), **SMALL)
+    for name in ("backbone.body.0.0.weight", "rpn.head.cls_logits.bias", "roi_heads.box_head.fc6.weight"):
+        if model.state_dict()[name].shape == other.state_dict()[name].shape:
+            assert torch.equal(model.state_dict()[name], other.state_dict()[name]), name
+    assert other.roi_heads.box_predictor.cls_score.out_features == 7
+
+
+def test_the_scale_is_that_of_resizing_the_image_oneself() -> None:
+    model, twice = small(scale=1.0), small(scale=2.0)
+    pixels = image(96)
+    larger = torch.nn.functional.interpolate(pixels[None], size=(192, 192), mode="bilinear", align_corners=False)[0]
+    expected, got = answer(model, larger), answer(twice, pixels)
+    torch.testing.assert_close(got["boxes"], expected["boxes"] / 2, atol=1e-3, rtol=0)
+    torch.testing.assert_close(got["scores"], expected["scores"], atol=1e-5, rtol=0)
+
+
+def test_fitted_anchors_overlap_the_boxes_as_well_as_the_best_of_the_grid() -> None:
+    generator = torch.Generator().manual_seed(3)
+    corner, size = torch.rand(60, 2, generator=generator) * 300, 12 + 60 * torch.rand(60, 2, generator=generator)
+    fitted = fit_anchors(torch.cat([corner, corner + size], 1), [4, 8, 16])
+    first = [sizes[0] for sizes in fitted["sizes"]]
+    assert first == pytest.approx([first[0], 2 * first[0], 4 * first[0]], abs=0.3)
+
+    def mean_iou(unit: float) -> float:
+        total = 0.0
+        for w, h in size.tolist():
+            best = 0.0
+            for stride, step, ratio in product((4, 8, 16), (0, 1), fitted["ratios"]):
+                side = unit * stride * 2 ** (step / 2)
+                aw, ah = side / ratio**0.5, side * ratio**0.5
+                common = min(w, aw) * min(h, ah)
+                best = max(best, common / (w * h + aw * ah - common))
+            total += best
+        return total / len(size)
+
+    assert mean_iou(fitted["sizes"][0][0] / 4) > max(mean_iou(2 ** (k / 4)) for k in range(-8, 17)) - 0.011
+    logs = (size[:, 1] / size[:, 0]).sort().values
+    assert logs[5] < fitted["ratios"][0] < logs[13]
+
+
+def test_automatic_anchors_see_the_boxes_at_the_networks_scale() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 30.0, 30.0]]).repeat(4, 1)
+    model = small(anchors="auto", boxes=boxes, scale=2.0)
+    assert model.description["anchors"] == fit_anchors(boxes * 2, [4, 8, 16, 32, 64])
+    assert model.roi_heads.box_roi_pool.canonical_scale == 120.0
+
+
+@pytest.mark.parametrize(
+    ("pooling", "function"), [("prroi_pool", roialign.prroi_pool), ("roi_pool", roialign.roi_pool)]
+)
+def test_the_pyramid_pools_each_box_from_its_level(pooling: str, function: Any) -> None:
+    pooler = small(pooling, canonical_scale=64).roi_heads.box_roi_pool
+    generator = torch.Generator().manual_seed(2)
+    maps = {str(k): torch.rand(2, 3, 64 >> k, 64 >> k, generator=generator) for k in range(4)}
+    sides = [7.0, 15.9, 16.1, 33.0, 70.0, 200.0]
+    levels = [0, 0, 0, 1, 2, 3]  # floor(4 + log2(side / 64)), from level 2 on
+    boxes = [torch.tensor([[3.0, 5.0, 3 + s, 5 + s] for s in sides]), torch.tensor([[9.0, 2.0, 42.0, 35.0]])]
+    pooled = pooler(maps, boxes, [(256, 256), (256, 200)])
+    rows = [(0, box, level) for box, level in zip(boxes[0], levels, strict=True)] + [(1, boxes[1][0], 1)]
+    for got, (which, box, level) in zip(pooled, rows, strict=True):
+        expected = function(maps[str(level)][which : which + 1], [box[None]], 7, 0.25 / 2**level)[0]
+        torch.testing.assert_close(got, expected)
+
+
+def test_a_timm_backbone(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = build_detector(2, "timm:resnet10t", "roi_align_max", norm="frozen", **SMALL, scale=1.0).eval()
+    save_detector(model, tmp_path / "model.safetensors")
+    again = load_detector(tmp_path / "model.safetensors")
+    expected, got = answer(model, image()), answer(again, image())
+    assert torch.equal(expected["boxes"], got["boxes"])
+    assert {type(m).__name__ for m in again.modules() if "BatchNorm" in type(m).__name__} == {"FrozenBatchNorm2d"}
+
+
+def test_what_is_not_known_is_said() -> None:
+    with pytest.raises(ValueError, match="pooling: got 'mean'; expected one of 'roi_align'"):
+        build_detector(2, pooling="mean")
+    with pytest.raises(ValueError, match="backbone: got 'vgg'; expected one of 'mobilenet_v2'"):
+        build_detector(2, "vgg")
+    with pytest.raises(ValueError, match="anchors: got 'auto', boxes NoneType"):
+        build_detector(2, anchors="auto")
+    with pytest.raises(ValueError, match="boxes: got one without area"):
+        build_detector(2, anchors="auto", boxes=torch.zeros(1, 4))
+    with pytest.raises(ValueError, match="norm: got 'layer'; expected one of 'frozen'"):
+        build_detector(2, norm="layer")
+    with pytest.raises(ValueError, match=r"scale: got 0"):
+        build_detector(2, scale=0)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.json"
+    write_atomically(path, json.dumps({"epoch": 1}).encode())
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, b"half")
+    assert json.loads(path.read_text()) == {"epoch": 1}

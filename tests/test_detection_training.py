@@ -1,0 +1,308 @@
+"""Training: exact resume, several processes, what is seen in an epoch; and the command line from end to end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from typer.testing import CliRunner
+
+from roialign.cli import app
+from roialign.data import PHOTO_FILE, TRAIN
+from roialign.detection import build_detector
+from roialign.detection.augment import augment
+from roialign.detection.checkpoint import load_detector
+from roialign.detection.data import CocoData, Entry, EpochBatches, TrainingViews
+from roialign.detection.images import Photo
+from roialign.detection.training import LOSSES, SeededSampler
+
+SIDE = 96
+
+
+@pytest.fixture(scope="module")
+def crowns(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five cuts of the packaged photo as a COCO data set."""
+    folder = tmp_path_factory.mktemp("crowns")
+    boxes = CocoData(TRAIN).entries[0].boxes
+    content: dict[str, list[dict[str, Any]]] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "tree"}],
+    }
+    with Image.open(PHOTO_FILE) as photo:
+        for index in range(5):
+            x, y = 70 * index, 60 * index
+            photo.crop((x, y, x + SIDE, y + SIDE)).save(folder / f"cut{index}.png")
+            content["images"].append({"id": index, "file_name": f"cut{index}.png", "width": SIDE, "height": SIDE})
+            for box in boxes - torch.tensor([x, y, x, y]):
+                cut = box.clamp(0, SIDE)
+                if (cut[2:] - cut[:2]).prod() > 0.5 * (box[2:] - box[:2]).prod():
+                    bbox = [*cut[:2].tolist(), *(cut[2:] - cut[:2]).tolist()]
+                    content["annotations"].append({"image_id": index, "category_id": 1, "bbox": bbox})
+    (folder / "crowns.json").write_text(json.dumps(content))
+    return folder
+
+
+def arguments(crowns: Path, out: Path, *more: str) -> list[str]:
+    small = ["--crop", "64", "--scale", "1", "--batch", "2", "--lr", "1e-3", "--val-split", "0.2"]
+    return ["train", str(crowns / "crowns.json"), "--out", str(out), *small, *more]
+
+
+def start(*command: str, launcher: tuple[str, ...] = (), threads: int = 1) -> subprocess.Popen[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "COLUMNS": "200"}
+    line = [sys.executable, *launcher, "-m", "roialign", *command]
+    return subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def log(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
+
+
+def test_killed_and_resumed_gives_the_same_weights(crowns: Path, tmp_path: Path) -> None:
+    undisturbed = start(*arguments(crowns, tmp_path / "whole", "--epochs", "3"))
+    killed = start(*arguments(crowns, tmp_path / "killed", "--epochs", "3"))
+    state = tmp_path / "killed" / "last.safetensors"
+    while not state.exists() and killed.poll() is None:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    finish(undisturbed)
+    again = CliRunner().invoke(app, arguments(crowns, tmp_path / "killed", "--epochs", "3"))
+    assert "continue it with --resume" in str(again.exception) + again.output
+    other = CliRunner().invoke(app, arguments(crowns, tmp_path / "killed", "--epochs", "4", "--resume"))
+    assert "settings.epochs was 3, now it is 4" in str(other.exception) + other.output
+    assert "of 3 epochs were done" in finish(
+        start(*arguments(crowns, tmp_path / "killed", "--epochs", "3", "--resume"))
+    )
+    for name in ("last.safetensors", "model.safetensors", "log.csv"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    rows = log(tmp_path / "whole")
+    assert [float(row["epoch"]) for row in rows] == [0, 1, 2]
+    assert all(0 <= float(row["AP"]) <= float(row["AP50"]) <= 1 for row in rows)
+    for name in ("views.png", "log.png"):
+        with Image.open(tmp_path / "whole" / name) as picture:
+            assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 100
+
+
+def test_two_processes_are_one_with_twice_the_batch(crowns: Path, tmp_path: Path) -> None:
+    more = ("--epochs", "1", "--lr", "1e-4", "--val-split", "0", "--crop", str(SIDE))  # 3 steps, the last of one image
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    two = start(*arguments(crowns, tmp_path / "two", *more, "--batch", "1"), launcher=launcher)
+    one = start(*arguments(crowns, tmp_path / "one", *more, "--batch", "2"))
+    finish(one)
+    assert "on 2 x cpu" in finish(two)
+    got, expected = (load_file(tmp_path / name / "last.safetensors") for name in ("two", "one"))
+    assert got.keys() == expected.keys()
+    # The means of the gradients; of the weights AdamW's first steps tell little, they are of one size.
+    moments = sorted(name for name in got if name.endswith("exp_avg"))
+    assert len(moments) > 100
+    mine, theirs = (torch.cat([each[name].flatten() for name in moments]) for each in (got, expected))
+    assert float((mine - theirs).norm() / theirs.norm()) < 1e-3
+    logs = [log(tmp_path / name) for name in ("two", "one")]
+    for name, value in logs[0][0].items():
+        assert float(value) == pytest.approx(float(logs[1][0][name]), rel=1e-4), name
+
+
+def test_losses_of_parts_weighted_by_their_samples_make_the_whole_batchs(crowns: Path) -> None:
+    """What the weights of the processes rest on, with images that give unequal numbers of samples."""
+    torch.manual_seed(0)
+    options = {
+        "rpn_post_nms_top_n_train": 60,
+        "rpn_batch_size_per_image": 3000,
+        "fpn_channels": 16,
+        "head_channels": 32,
+    }
+    model = build_detector(2, "mobilenet_v2_fpn", norm="group", scale=1.0, **options).double().train()
+    samplers = [SeededSampler(head.fg_bg_sampler) for head in (model.rpn, model.roi_heads)]
+    model.rpn.fg_bg_sampler, model.roi_heads.fg_bg_sampler = samplers
+    data = CocoData(crowns / "crowns.json")
+    images = [Photo(entry.file).read().double() for entry in data.entries[:2]]
+    targets = [{"boxes": entry.boxes.double(), "labels": entry.labels} for entry in data.entries[:2]]
+
+    def losses(which: list[int]) -> tuple[Tensor, Tensor]:
+        for sampler in samplers:
+            sampler.seeds = which
+        found = model([images[k] for k in which], [dict(targets[k]) for k in which])
+        counts = torch.tensor([float(sampler.count) for sampler in samplers])
+        return torch.stack([found[name] for name in LOSSES]), counts.repeat_interleave(2)
+
+    whole, total = losses([0, 1])
+    parts, counts = zip(losses([0]), losses([1]), strict=True)
+    assert len({tuple(count.tolist()) for count in counts}) == 2
+    shared = sum(part * count / total for part, count in zip(parts, counts, strict=True))
+    torch.testing.assert_close(shared, whole, rtol=1e-6, atol=0)  # torchvision makes targets in float32
+    assert not torch.allclose(sum(parts) / 2, whole, rtol=1e-4)
+
+
+def test_each_image_is_seen_once_per_epoch_over_all_processes() -> None:
+    sizes = [(50, 50), (64, 64), (128, 192), (10, 10), (64, 40), (70, 60), (60, 60)]
+    entries = [
+        Entry(i, Path(), w, h, torch.empty(0, 4), torch.empty(0), torch.empty(0, 4)) for i, (w, h) in enumerate(sizes)
+    ]
+    for processes, batch, repeat in ((1, 4, 1), (3, 1, 1), (4, 3, 2), (5, 2, 1)):
+        shares = [EpochBatches(entries, 64, batch, repeat, 9, rank, processes) for rank in range(processes)]
+        single = EpochBatches(entries, 64, batch * processes, repeat, 9)
+        orders = []
+        for epoch in (0, 1):
+            for share in (*shares, single):
+                share.epoch = epoch
+            steps = [list(share) for share in shares]
+            assert {len(each) for each in steps} == {len(single)}
+            seen = [view for each in steps for step in each for view in step if view.counts]
+            # 128 x 192 pixels are six crops of 64 x 64; everything else is one.
+            assert Counter(view.image for view in seen) == {i: repeat * (6 if i == 2 else 1) for i in range(len(sizes))}
+            assert len(set(seen)) == len(seen)
+            for number, together in enumerate(single):
+                parts = [view for each in steps for view in each[number] if view.counts]
+                assert sorted(parts) == sorted(together)
+            orders.append([view.image for step in single for view in step])
+        assert orders[0] != orders[1]
+
+
+def test_a_view_is_the_same_whenever_it_is_asked_for(crowns: Path) -> None:
+    data = CocoData(crowns / "crowns.json")
+    views = [view for step in EpochBatches(data.entries, 64, 2, 2, 0) for view in step]
+    first = [TrainingViews(data, 64, 0)[view] for view in views]
+    torch.manual_seed(99)
+    for sample, view in zip(reversed(first), reversed(views), strict=True):
+        again = TrainingViews(data, 64, 0)[view]
+        assert torch.equal(sample.image, again.image)
+        assert torch.equal(sample.target["boxes"], again.target["boxes"])
+    assert not torch.equal(first[0].image, TrainingViews(data, 64, 1)[views[0]].image)
+
+
+def test_boxes_follow_their_pixels_through_every_augmentation(tmp_path: Path) -> None:
+    """A white rectangle on black: wherever the view shows it, there its box is."""
+    canvas = torch.zeros(3, 120, 150, dtype=torch.uint8)
+    canvas[:, 40:70, 60:100] = 255
+    Image.fromarray(canvas.permute(1, 2, 0).numpy()).save(tmp_path / "white.png")
+    boxes, labels = torch.tensor([[60.0, 40.0, 100.0, 70.0]]), torch.tensor([4])
+    entry = Entry(0, tmp_path / "white.png", 150, 120, boxes, labels, torch.empty(0, 4))
+    photo = Photo(entry.file)
+    torch.manual_seed(0)
+    shapes, kept = set(), 0
+    for size in (64, 256):  # smaller and larger than the photo
+        for _ in range(40):
+            image, got, labelled = augment(photo, entry, size)
+            assert image.shape == (3, size, size)
+            bright = (image.mean(0) > 0.5 * (image.mean(0).max() + image.mean(0).min())).float()
+            if size > 150:  # grey lies around the photo
+                bright = (image.mean(0) > 0.7).float()
+            if len(got) and image.max() > 0.75:
+                kept += 1
+                assert labelled.tolist() == [4]
+                shapes.add(bool(got[0, 2] - got[0, 0] > got[0, 3] - got[0, 1]))
+                rows, columns = bright.amax(1).nonzero()[:, 0], bright.amax(0).nonzero()[:, 0]
+                seen = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
+                torch.testing.assert_close(got[0], seen, atol=3.0, rtol=0)
+    assert kept > 40
+    assert shapes == {True, False}  # turned by a quarter, or not
+
+
+def test_samples_depend_on_the_image_alone() -> None:
+    class Base:
+        batch_size_per_image, positive_fraction = 8, 0.5
+
+    sampler = SeededSampler(Base())
+    matched = [torch.randint(-1, 3, (200,), generator=torch.Generator().manual_seed(k)) for k in range(3)]
+
+    def choose(which: list[int]) -> list[tuple[Tensor, Tensor]]:
+        sampler.seeds = [10 + k for k in which]
+        positive, negative = sampler([matched[k] for k in which])
+        return list(zip(positive, negative, strict=True))
+
+    together, apart = choose([0, 1, 2]), [choose([k])[0] for k in (2, 1, 0)][::-1]
+    for (positive, negative), (alone, without), labels in zip(together, apart, matched, strict=True):
+        assert torch.equal(positive, alone)
+        assert torch.equal(negative, without)
+        assert int(positive.sum()) == 4
+        assert (labels[positive.bool()] > 0).all()
+        assert (labels[negative.bool()] == 0).all()
+    choose([0, 1])
+    assert sampler.count == 16
+
+
+def test_a_loss_that_is_not_finite_names_the_images(crowns: Path, tmp_path: Path) -> None:
+    process = start(*arguments(crowns, tmp_path / "out", "--epochs", "3", "--lr", "1e30"))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "a loss is not finite" in output
+    assert "loss_classifier" in output
+    assert "cut" in output.split("images:")[1]
+
+
+def test_training_stops_early_and_the_best_epoch_is_kept(crowns: Path, tmp_path: Path) -> None:
+    # Without learning AP50 never rises above the first epoch's.
+    more = ("--epochs", "9", "--lr", "0", "--patience", "2", "--batch", "4")
+    result = CliRunner().invoke(app, arguments(crowns, tmp_path / "out", *more))
+    assert result.exit_code == 0, result.output
+    rows = log(tmp_path / "out")
+    scores = [float(row["AP50"]) for row in rows]
+    best = max(range(len(scores)), key=lambda index: scores[index])
+    assert len(rows) == 9 or len(rows) == best + 3
+    assert load_detector(tmp_path / "out" / "model.safetensors").card["epoch"] == best + 1
+
+
+def test_train_evaluate_detect_in_the_command_line(crowns: Path, tmp_path: Path) -> None:
+    run = CliRunner()
+    trained = run.invoke(app, arguments(crowns, tmp_path / "train", "--epochs", "1"))
+    assert trained.exit_code == 0, trained.output
+    weights = ("--weights", str(tmp_path / "train" / "model.safetensors"))
+    out = ("--out", str(tmp_path / "evaluate"), "--json", str(tmp_path / "ap.json"))
+    judged = run.invoke(app, ["evaluate", str(crowns / "crowns.json"), *weights, *out])
+    assert judged.exit_code == 0, judged.output
+    assert "AP75" in judged.output
+    metrics = json.loads((tmp_path / "ap.json").read_text())
+    assert {"AP", "AP50", "AP75", "APs", "AR100", "F1"} <= metrics.keys()
+    assert 0 <= metrics["AP"] <= metrics["AP50"] <= 1
+    for name in ("precision_recall.png", "worst.png"):
+        assert (tmp_path / "evaluate" / name).stat().st_size > 1000
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    whole = Image.open(crowns / "cut0.png")
+    whole.save(folder / "good.png")
+    whole.convert("L").save(folder / "good.tif")  # the same stem: its drawing gets a name of its own
+    Image.new("RGB", (1, 1)).save(folder / "tiny.png")
+    (folder / "torn.jpg").write_bytes(PHOTO_FILE.read_bytes()[:9000])
+    found = run.invoke(app, ["detect", str(folder), *weights, "--out", str(tmp_path / "detect"), "--score", "0"])
+    assert found.exit_code == 1
+    assert "torn.jpg" in found.output
+    records = json.loads((tmp_path / "detect" / "detections.json").read_text())
+    assert [Path(image["file_name"]).name for image in records["images"]] == ["good.png", "good.tif", "tiny.png"]
+    assert {"good.jpg", "good-2.jpg", "tiny.jpg"} <= {file.name for file in (tmp_path / "detect").iterdir()}
+    for annotation in records["annotations"]:
+        image = records["images"][annotation["image_id"] - 1]
+        x, y, w, h = annotation["bbox"]
+        assert 0 <= x <= x + w <= image["width"] + 0.01
+        assert 0 <= y <= y + h <= image["height"] + 0.01
+    assert records["annotations"]
+
+    (folder / "torn.jpg").unlink()
+    assert run.invoke(app, ["detect", str(folder), *weights, "--out", str(tmp_path / "detect")]).exit_code == 0
+    nothing = run.invoke(app, ["detect", str(tmp_path / "nowhere"), *weights])
+    assert "nowhere: no images there" in str(nothing.exception) + nothing.output
+    other = json.loads((crowns / "crowns.json").read_text()) | {"categories": [{"id": 1, "name": "bush"}]}
+    (crowns / "bushes.json").write_text(json.dumps(other))
+    wrong = run.invoke(app, ["evaluate", str(crowns / "bushes.json"), *weights])
+    assert "its classes are ['bush']; the detector's are ['tree']" in str(wrong.exception) + wrong.output
