@@ -20,7 +20,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ..boxes import as_rois, fpn_levels
 from ..functional import prroi_pool, roi_pool
-from ..integrations import torchvision as accepted
+from ..integrations import pooler as accepted
 from ..modules import MultiScaleRoIAlign, infer_scales
 
 POOLINGS = ("roi_align", "roi_align_max", "prroi_pool", "roi_pool")
