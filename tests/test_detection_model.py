@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 from torchvision.models import mobilenet_v2
+from typer.testing import CliRunner
 
 import roialign
-from roialign.detection import POOLINGS, build_detector, fit_anchors, load_detector, load_weights, save_detector
-from roialign.detection.checkpoint import write_atomically
+from roialign.cli import app
+from roialign.data import HELDOUT
+from roialign.detection import POOLINGS, build_detector, detect, fit_anchors, load_detector, load_weights, save_detector
+from roialign.detection.checkpoint import default_checkpoint, write_atomically
+from roialign.detection.data import CocoData, open_photo
+from roialign.detection.evaluation import evaluate_found
 
 SMALL: dict[str, Any] = {"fpn_channels": 16, "head_channels": 32, "box_detections_per_img": 20}
 
@@ -205,3 +211,23 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, b"half")
     assert json.loads(path.read_text()) == {"epoch": 1}
+
+
+def test_the_shipped_detector_is_as_good_as_its_card_says(tmp_path: Path) -> None:
+    judged = CliRunner().invoke(app, ["evaluate", "--out", str(tmp_path), "--json", str(tmp_path / "ap.json")])
+    assert judged.exit_code == 0, judged.output
+    metrics = json.loads((tmp_path / "ap.json").read_text())
+    row = re.search(r"\| both \| 133 \| ([\d.]+) \| ([\d.]+) \|", (HELDOUT.parent / "MODEL_CARD.md").read_text())
+    assert row is not None
+    assert [metrics["AP"], metrics["AP50"]] == pytest.approx([float(number) for number in row.groups()], abs=0.02)
+    assert metrics["AP50"] > 0.4
+    assert default_checkpoint().stat().st_size < 8e6
+
+
+def test_no_detector_with_random_weights_gets_near_the_shipped_one() -> None:
+    torch.manual_seed(0)
+    model = build_detector(**load_detector().description)
+    data = CocoData(HELDOUT)
+    entry = data.entries[0]  # where the shipped one has 0.64
+    (found,) = detect(model, [open_photo(entry.file, entry.width, entry.height)])
+    assert evaluate_found(data, {entry.id: found}).metrics["AP50"] < 0.1

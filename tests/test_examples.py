@@ -66,6 +66,15 @@ def test_demo_draws_every_crown_and_tells_where(tmp_path: Path) -> None:
         colours = picture.convert("RGB").getcolors(1 << 24)
     assert colours is not None
     assert len(colours) > 10_000  # a photo, not an empty page
+    right = re.search(r"found: (\d+) of 96 trees", " ".join(re.sub(r"[│\n]", " ", result.output).split()))
+    assert right is not None
+    assert int(right[1]) > 55
+    with Image.open(tmp_path / "detection.png") as picture:
+        panels = [picture.convert("RGB").crop((0, y, 1600, y + 530)).getcolors(1 << 24) or [] for y in (0, 530)]
+    found, truth = ({colour: count for count, colour in colours} for colours in panels)
+    right_colour, wrong, missed = ((255, 212, 0), (255, 59, 48), (0, 229, 255))
+    assert min(found[right_colour], found[wrong], truth[right_colour], truth[missed]) > 300
+    assert found.get(missed, 0) == truth.get(wrong, 0) == 0
     with Image.open(tmp_path / "explain.png") as picture:
         assert "18.59375" in picture.info["Description"]
     assert "0.375" in (tmp_path / "explain.html").read_text(encoding="utf-8")

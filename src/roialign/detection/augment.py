@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from .data import Entry
 from .images import FILL, Photo
 
-ZOOM = 1.6  # the most that a crop is enlarged or made smaller
+ZOOM = 2.2  # the most that a crop is enlarged or made smaller
 VISIBLE = 0.4  # the least part of a box that must lie within a crop to be kept
 
 # Seen from above nothing has an upright: two mirrors and a quarter turn make all eight ways to lay a photo down.

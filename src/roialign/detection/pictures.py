@@ -10,12 +10,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from .data import CocoData, Sample, open_photo
+from .data import CocoData, Entry, Sample, open_photo
 from .evaluation import Report, match, within_crowds
 from .images import Photo
 from .tiles import Found
 
-RIGHT, WRONG, MISSED = "#ffd400", "#ff3b30", "#00e5ff"
+RIGHT, WRONG, MISSED, UNJUDGED = "#ffd400", "#ff3b30", "#00e5ff", "#9a9a9a"
 LONGEST = 4096  # pixels of a drawn photo; a larger one is drawn smaller
 COLUMNS, PATCH = 6, 160  # of a sheet of misses
 
@@ -84,6 +84,40 @@ def draw_worst(data: CocoData, report: Report, path: Path, rows: int = 5) -> int
                 sheet.paste(patch, (place % COLUMNS * PATCH, place // COLUMNS * PATCH))
     sheet.save(path)
     return len(wrong) + len(missed)
+
+
+def draw_beside(entry: Entry, found: Found, path: Path) -> tuple[int, int]:
+    """Save what was found above what is true, matched at IoU 0.5; returns how many are right and how many wrong."""
+    to_truth, to_found = match(found, entry)
+    right, hit = to_truth >= 0, to_found >= 0
+    unjudged = ~right & within_crowds(found.boxes, entry)
+    wrong = ~right & ~unjudged
+    photo = open_photo(entry.file, entry.width, entry.height)
+    pyplot = _pyplot()
+    figure, panels = pyplot.subplots(
+        2, figsize=(16, 32.6 * photo.height / photo.width + 0.9), dpi=100, layout="constrained"
+    )
+    titles = (
+        f"Found: {int(right.sum())} right (yellow), {int(wrong.sum())} wrong (red)",
+        f"Truth: {len(entry.boxes)} trees, {int(hit.sum())} found (yellow), {int((~hit).sum())} missed (blue)",
+    )
+    rows = (
+        ((found.boxes[unjudged], UNJUDGED), (found.boxes[right], RIGHT), (found.boxes[wrong], WRONG)),
+        ((entry.crowds, UNJUDGED), (entry.boxes[hit], RIGHT), (entry.boxes[~hit], MISSED)),
+    )
+    rest = ", outside the part judged (grey)" if len(entry.crowds) else ""
+    for axes, title, groups in zip(panels, titles, rows, strict=True):
+        axes.imshow(photo.preview(LONGEST), extent=(0, photo.width, photo.height, 0))
+        for boxes, colour in groups:
+            for x1, y1, x2, y2 in boxes.tolist():
+                axes.add_patch(
+                    pyplot.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.8)
+                )
+        axes.set_title(title + rest, fontsize=17, loc="left")
+        axes.set_axis_off()
+    figure.savefig(path)
+    pyplot.close(figure)
+    return int(right.sum()), int(wrong.sum())
 
 
 def _patch(photo: Photo, truth: Tensor, box: Tensor, colour: str) -> Image.Image:
