@@ -33,7 +33,7 @@ roialign.details = (() => {
       const best = max ? samples.reduce((a, s, i) => (s.value > samples[a].value ? i : a), 0) : -1;
       page.sample = clamp(page.sample, 0, samples.length - 1);
       const rows = samples.slice(0, ROWS).map((s, i) => {
-        const terms = s.cells.map((c) => `${show(c.value)}·${show(c.weight, 3)}`).join(" + ") || t.outsideSample;
+        const terms = s.cells.map((c) => `${show(c.value)}·${show(c.weight, 4)}`).join(" + ") || t.outsideSample;
         const classes = [i === page.sample ? "own" : "", i === best ? "best" : ""].join(" ");
         return row(
           [

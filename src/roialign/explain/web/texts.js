@@ -14,7 +14,7 @@ roialign.texts = {
       `do not end where cells end. <b>Drag the box</b>, or a corner of it, and watch how the two operators deal with that.`,
     answerTitle: "The difference, for this box",
     answerPool: (box, region, times) =>
-      `You drew a box of <b class="box-word">${box} px</b>. <b class="pool-word">RoIPool</b> can take whole cells only, so it ` +
+      `This box is <b class="box-word">${box} px</b>. <b class="pool-word">RoIPool</b> can take whole cells only, so it ` +
       `reads <b>${region} px</b> instead${times}: `,
     times: (n) => `, ${n} times the area`,
     edges: { left: "left", top: "top", right: "right", bottom: "bottom" },
@@ -109,7 +109,7 @@ roialign.texts = {
     binTitle: (p, q, value, name) => `Bin (${p}, ${q}) of ${name}: ${value}`,
     binSub:
       "Point at a bin on the picture or in an output, or reach the outputs with Tab and move with the arrow keys.",
-    samplesHead: ["#", "y, x in cells", "cells × weights", "value"],
+    samplesHead: ["#", "y, x in cells, cell 0's centre at 0", "cells × weights", "value"],
     cellsHead: ["cell y, x", "value", "weight", "value × weight"],
     poolHead: ["cell y, x", "value"],
     samplesLabel: "Samples of the bin",
@@ -155,7 +155,7 @@ roialign.texts = {
       `这里是 ${out} 个 <b>bin</b>。麻烦在于框的边并不落在格子的边上。<b>拖动框</b>或它的角，看两种算子各自怎么处理。`,
     answerTitle: "对这个框，区别在于",
     answerPool: (box, region, times) =>
-      `你画的框是 <b class="box-word">${box} 像素</b>。<b class="pool-word">RoIPool</b> 只能取整格，于是实际读的是 <b>${region} 像素</b>${times}：`,
+      `这个框是 <b class="box-word">${box} 像素</b>。<b class="pool-word">RoIPool</b> 只能取整格，于是实际读的是 <b>${region} 像素</b>${times}：`,
     times: (n) => `，面积是框的 ${n} 倍`,
     edges: { left: "左边", top: "上边", right: "右边", bottom: "下边" },
     atEdge: (px, edge) => `${edge} ${px} 像素`,
@@ -243,7 +243,7 @@ roialign.texts = {
     sweepLabel: "bin 的值随框移动的曲线：RoIAlign 平滑，RoIPool 呈阶梯。",
     binTitle: (p, q, value, name) => `${name} 的 bin (${p}, ${q})：${value}`,
     binSub: "把指针移到图上或输出中的某个 bin，或用 Tab 到达输出后用方向键移动。",
-    samplesHead: ["#", "y, x（格）", "格子值 × 权重", "值"],
+    samplesHead: ["#", "y, x（格，0 号格中心为 0）", "格子值 × 权重", "值"],
     cellsHead: ["格子 y, x", "值", "权重", "值 × 权重"],
     poolHead: ["格子 y, x", "值"],
     samplesLabel: "这个 bin 的采样点",
