@@ -3,8 +3,8 @@
 #pragma once
 
 // Adds to result: d/dy1, d/dy2, d/dx1, d/dx2 of sum(grad * out) over one channel block.
-//   along y: sum over p, t of dAy[p, t] * <map row t, (grad Ax) row p>     along x: dAx[p, t] * <grad col p, (Ay map)
-//   col t>
+//   along y: sum over p, t of dAy[p, t] * <map row t, (grad Ax) row p>
+//   along x: sum over p, t of dAx[p, t] * <grad column p, (Ay map) column t>
 template <class A>
 static void mean_box_grad(const KernelArgs& args, const View<A>& view, const Box<A>& box, int32_t first, int32_t rows,
                           const A* tile, double* result) {

@@ -98,6 +98,13 @@ static void unpack_rows(const Map& map, int64_t channel, int lanes, int64_t y, i
   }
 }
 
+// Whether the pixels of a channels_last output, from this one on, can go around the cache block by block.
+template <class S, class A>
+static ROI_INLINE bool streams_blocks(const Pooled& pooled, const S* to) {
+  return pooled.stream && sizeof(S) == sizeof(A) && reinterpret_cast<uintptr_t>(to) % 64 == 0 &&
+         pooled.channels % kLanes<A> == 0;
+}
+
 // Writes `pixels` pooled pixels from number `first` on of one box and one channel block.
 template <class S, class A>
 static void emit(const KernelArgs& args, int64_t row, int64_t channel, int lanes, int64_t first, int64_t pixels,
@@ -107,8 +114,7 @@ static void emit(const KernelArgs& args, int64_t row, int64_t channel, int lanes
   S* to = reinterpret_cast<S*>(pooled.data) + row * pooled.channels * size;
   if (pooled.channels_last) {
     to += first * pooled.channels + channel;
-    const bool lines = args.pooled.stream && sizeof(S) == sizeof(A) && lanes == kLanes<A> &&
-                       reinterpret_cast<uintptr_t>(to) % 64 == 0 && pooled.channels % kLanes<A> == 0;
+    const bool lines = lanes == kLanes<A> && streams_blocks<S, A>(pooled, to);
     for (int64_t p = 0; p < pixels; ++p, to += pooled.channels) {
       if (lines) {
         stream(reinterpret_cast<char*>(to), reinterpret_cast<const char*>(tile + p * kLanes<A>), 64);

@@ -236,8 +236,7 @@ static void forward_adjacent(const KernelArgs& args, const Map& map, const Box<A
   const S* base = reinterpret_cast<const S*>(map.data) + channel;
   const int64_t wide = int64_t{blocks} * n;
   S* to = reinterpret_cast<S*>(pooled.data) + box.row * pooled.channels * pooled.height * pooled.width + channel;
-  const bool lines =
-      pooled.stream && sizeof(S) == sizeof(A) && reinterpret_cast<uintptr_t>(to) % 64 == 0 && pooled.channels % n == 0;
+  const bool lines = streams_blocks<S, A>(pooled, to);
   for (int32_t p = 0; p < pooled.height; ++p) {
     const int32_t first = box.finite ? box.y.bins.begin[p] : 0, taps = box.finite ? box.y.bins.begin[p + 1] - first : 0;
     const int32_t* index = box.y.bins.index + first;

@@ -8,7 +8,7 @@ passes through half precision, and is exact up to 2**24 images.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -91,11 +91,29 @@ def fpn_levels(boxes: Sequence[Tensor], levels: Sequence[int], canonical_scale: 
     return index
 
 
+def pool_by_level(level: Tensor, count: int, pool: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """Pool the boxes of each of ``count`` levels in one call, and return them in their own order.
+
+    Args:
+        level: ``[K]`` index of each box's level.
+        count: levels.
+        pool: of the index of a level and the rows of its boxes.
+    """
+    rows = [(level == index).nonzero()[:, 0] for index in range(count)]
+    return torch.cat([pool(index, row) for index, row in enumerate(rows)])[torch.cat(rows).argsort()]
+
+
 def usable(rois: Tensor, index: Tensor, scales: tuple[float, float]) -> Tensor:
     """``[K]`` bool: the batch index is valid, and position and size stay finite on a map of these (y, x) scales."""
     y, x = rois[:, 2::2] * scales[0], rois[:, 1::2] * scales[1]
     spans = torch.cat([y, x, y[:, 1:] - y[:, :1], x[:, 1:] - x[:, :1]], 1)
     return (index >= 0) & spans.isfinite().all(1)
+
+
+def whole_index(column: Tensor, images: int) -> Tensor:
+    """The batch index as int64; -1 where it is no whole number in [0, images)."""
+    valid = (column >= 0) & (column < images) & (column == column.floor())
+    return torch.where(valid, column, -1).long()
 
 
 @torch.library.custom_op("roialign::batch_index", mutates_args=())
@@ -110,11 +128,11 @@ def batch_index(column: Tensor, images: int) -> Tensor:
     Raises:
         IndexError: on a CPU, naming the first invalid row, its value and the number of images.
     """
-    valid = (column >= 0) & (column < images) & (column == column.floor())
-    if column.device.type == "cpu" and not bool(valid.all()):
-        position = int(valid.flatten().logical_not().nonzero()[0])
+    index = whole_index(column, images)
+    if column.device.type == "cpu" and bool((index < 0).any()):
+        position = int((index < 0).flatten().nonzero()[0])
         raise_bad_index(position % column.shape[-1], float(column.flatten()[position]), images)
-    return torch.where(valid, column, -1).long()
+    return index
 
 
 def raise_bad_index(row: int, value: float, images: int) -> None:

@@ -180,6 +180,15 @@ class MultiScaleRoIAlign(nn.Module):
             ValueError: a level is missing, levels do not go together, or no scale fits the images; and as
                 :func:`roialign.roi_align` does.
         """
+        features, rois, level, scales = self._assign(x, boxes, image_shapes)
+        return backends.choose(features[0]).roi_align(
+            features, rois, level, self.output_size, scales, self.sampling_ratio, self.aligned, self.mode
+        )
+
+    def _assign(
+        self, x: Mapping[str, Tensor], boxes: Sequence[Tensor], image_shapes: Sequence[tuple[int, int]]
+    ) -> tuple[list[Tensor], Tensor, Tensor | None, list[tuple[float, float]]]:
+        """Feature maps, rois, the index of each box's map (None with one map) and the maps' scales."""
         named = self._features(x)
         features = list(named.values())
         if not isinstance(boxes, list | tuple):
@@ -191,9 +200,7 @@ class MultiScaleRoIAlign(nn.Module):
             # A level's number is -log2 of its scale; with unequal scales along y and x, of their geometric mean.
             levels = [round(-math.log2(y * x) / 2) for y, x in scales]
             level = fpn_levels(boxes, levels, self.canonical_scale, self.canonical_level)
-        return backends.choose(features[0]).roi_align(
-            features, rois, level, self.output_size, scales, self.sampling_ratio, self.aligned, self.mode
-        )
+        return features, rois, level, scales
 
     def _features(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not isinstance(x, Mapping):

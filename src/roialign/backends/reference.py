@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .. import axis
-from ..boxes import batch_index, usable
+from ..boxes import batch_index, pool_by_level, usable
 
 CHUNK = 2**23  # elements of the largest intermediate of one chunk
 
@@ -46,9 +46,7 @@ def roi_align(
             out = torch.where((level == index)[:, None, None, None], candidate, out)
         return out
     batch_index(rois[:, 0].detach(), features[0].shape[0])  # here, where a message can name the caller's row
-    rows = [(level == index).nonzero()[:, 0] for index in range(len(features))]
-    pooled = [pool(f, rois[r], scales=s) for f, r, s in zip(features, rows, scales, strict=True)]
-    return torch.cat(pooled)[torch.cat(rows).argsort()]
+    return pool_by_level(level, len(features), lambda i, row: pool(features[i], rois[row], scales=scales[i]))
 
 
 def _align(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..boxes import batch_index, usable
+from ..boxes import batch_index, pool_by_level, usable
 from . import reference
 from .core import is_channels_last
 
@@ -70,10 +70,11 @@ def roi_align(
     if level is None:
         return _pool("roi_align", features[0], rois, output_size, scales[0], how)
     batch_index(rois[:, 0].detach(), features[0].shape[0])  # here, where a message can name the caller's row
-    rows = [(level == index).nonzero()[:, 0] for index in range(len(features))]
-    parts = zip(features, rows, scales, strict=True)
-    pooled = [_pool("roi_align", feature, rois[row], output_size, scale, how) for feature, row, scale in parts]
-    return torch.cat(pooled)[torch.cat(rows).argsort()]
+
+    def pool(index: int, row: Tensor) -> Tensor:
+        return _pool("roi_align", features[index], rois[row], output_size, scales[index], how)
+
+    return pool_by_level(level, len(features), pool)
 
 
 def prroi_pool(input: Tensor, rois: Tensor, output_size: tuple[int, int], scales: tuple[float, float]) -> Tensor:

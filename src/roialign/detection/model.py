@@ -18,10 +18,10 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from ..boxes import as_rois, fpn_levels
+from ..boxes import pool_by_level
 from ..functional import prroi_pool, roi_pool
 from ..integrations import pooler as accepted
-from ..modules import MultiScaleRoIAlign, infer_scales
+from ..modules import MultiScaleRoIAlign
 
 POOLINGS = ("roi_align", "roi_align_max", "prroi_pool", "roi_pool")
 NORMS: dict[str, Callable[..., nn.Module]] = {
@@ -275,18 +275,14 @@ class _MultiScalePool(accepted.MultiScaleRoIAlign):
     def forward(
         self, x: Mapping[str, Tensor], boxes: Sequence[Tensor], image_shapes: Sequence[tuple[int, int]]
     ) -> Tensor:
-        named = self._features(x)
-        features = list(named.values())
-        rois = as_rois(features[0], boxes)
-        scales = infer_scales(named, image_shapes)
-        if len(features) == 1:
+        features, rois, level, scales = self._assign(x, boxes, image_shapes)
+
+        def pool(index: int, row: Tensor) -> Tensor:
+            return self.pool(features[index], rois[row], self.output_size, scales[index])
+
+        if level is None:
             return self.pool(features[0], rois, self.output_size, scales[0])
-        levels = [round(-math.log2(y * x) / 2) for y, x in scales]
-        level = fpn_levels(boxes, levels, self.canonical_scale, self.canonical_level)
-        rows = [(level == index).nonzero()[:, 0] for index in range(len(features))]
-        pool = partial(self.pool, output_size=self.output_size)
-        pooled = [pool(f, rois[r], spatial_scale=s) for f, r, s in zip(features, rows, scales, strict=True)]
-        return torch.cat(pooled)[torch.cat(rows).argsort()]
+        return pool_by_level(level, len(features), pool)
 
     def extra_repr(self) -> str:
         return f"pool={self.pool.__name__}, " + super().extra_repr()

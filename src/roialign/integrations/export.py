@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backends import native
+from ..boxes import whole_index
 
 
 def decomposition_table() -> dict[Any, Callable[..., Any]]:
@@ -32,13 +33,8 @@ def decomposition_table() -> dict[Any, Callable[..., Any]]:
         ``{**torch.export.default_decompositions(), **roialign.decomposition_table()}``.
     """
     operators = torch.ops.roialign
-    return {operators.pool.default: _pool, operators.batch_index.default: _batch_index}
+    return {operators.pool.default: _pool, operators.batch_index.default: whole_index}
 
 
 def _pool(features: list[Tensor], rois: Tensor, level: Tensor | None, *how: Any) -> Tensor:
     return native._reference_pool(features, rois, level, *how)
-
-
-def _batch_index(column: Tensor, images: int) -> Tensor:
-    valid = (column >= 0) & (column < images) & (column == column.floor())
-    return torch.where(valid, column, -1).long()
