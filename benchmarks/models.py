@@ -8,6 +8,7 @@ detector does. A training step is forward, backward and the optimizer's, whose r
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -145,7 +146,8 @@ def measure_model(name: str, part: str, threads: int, budget: float) -> ModelRes
 
 def pooling_share(call: Callable[[], object]) -> float:
     """Which part of a call's time is spent in torchvision's pooling operators, whoever's kernels they run."""
-    with torch.autograd.profiler.profile(use_kineto=False) as profile:  # Kineto talks, and knows no more of a CPU
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes to stderr, across the progress bar, though not used
+    with torch.autograd.profiler.profile(use_kineto=False) as profile:
         start = time.perf_counter()
         call()
         seconds = time.perf_counter() - start
