@@ -175,7 +175,6 @@ def test_the_pyramid_pools_each_box_from_its_level(pooling: str, function: Any) 
 
 
 def test_a_timm_backbone(tmp_path: Path) -> None:
-    pytest.importorskip("timm")
     torch.manual_seed(0)
     model = build_detector(2, "timm:resnet10t", "roi_align_max", norm="frozen", **SMALL, scale=1.0).eval()
     save_detector(model, tmp_path / "model.safetensors")
