@@ -23,7 +23,7 @@ from .checkpoint import default_checkpoint, load_detector, write_atomically
 from .data import CocoData, EpochBatches, TrainingViews, open_photo
 from .evaluation import Report, evaluate_found
 from .images import DamagedImageError, Photo, find_images
-from .model import build_detector
+from .model import build_detector, memory_format
 from .tiles import Found, detect
 from .training import BEST, LOSSES, Settings, Trainer
 
@@ -203,7 +203,8 @@ class _Display:
 
 def load(weights: Path | None) -> FasterRCNN:
     """The detector of a file, or the package's, on the device that Accelerate chooses."""
-    return load_detector(weights).to(_processes().device)
+    device = _processes().device
+    return load_detector(weights).to(device, memory_format=memory_format(device))
 
 
 def evaluate(

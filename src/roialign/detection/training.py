@@ -26,6 +26,7 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from .checkpoint import read_description, save_detector, save_tensors
 from .data import CocoData, EpochBatches, Sample, TrainingViews, open_photo
 from .evaluation import Report, evaluate_found
+from .model import memory_format
 from .tiles import detect
 
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
@@ -124,6 +125,7 @@ class Trainer:
         model.card = {"classes": data.classes, "tile": settings.crop, **(card or {})}
         self.samplers = [SeededSampler(head.fg_bg_sampler) for head in (model.rpn, model.roi_heads)]
         model.rpn.fg_bg_sampler, model.roi_heads.fg_bg_sampler = self.samplers
+        model.to(memory_format=memory_format(self.device))
         self.average = copy.deepcopy(model).to(self.device).requires_grad_(False)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay)
@@ -291,9 +293,12 @@ class Trainer:
         self.bare.load_state_dict(parts["model"])
         self.average.load_state_dict(parts["average"])
         moments: dict[int, dict[str, Tensor]] = {}
+        parameters = self.optimizer.param_groups[0]["params"]
         for name, value in parts["optimizer"].items():
             index, rest = name.split(".", 1)
-            moments.setdefault(int(index), {})[rest] = value
+            # Of the parameter's memory format, or the sums of two formats might round differently than before.
+            alike = torch.empty_like(parameters[int(index)]).copy_(value) if value.dim() else value
+            moments.setdefault(int(index), {})[rest] = alike
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         if self.accelerator.scaler and description["scaler"]:
             self.accelerator.scaler.load_state_dict(description["scaler"])
