@@ -14,6 +14,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import MultiScaleRoIAlign
 
 from roialign.detection import build_detector
+from roialign.detection.model import memory_format
 
 
 def step_time(
@@ -39,6 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     model = build_detector(2, options.backbone, scale=1.0, norm="frozen").train()
+    model.to(memory_format=memory_format(torch.device("cpu")))  # as in training
     optimizer = torch.optim.AdamW(model.parameters(), 0.0)
     images = [torch.rand(3, options.side, options.side) for _ in range(options.batch)]
     corner, size = torch.rand(options.batch, 60, 2) * (options.side - 100), 20 + 80 * torch.rand(options.batch, 60, 2)

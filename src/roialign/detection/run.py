@@ -27,7 +27,7 @@ from .model import build_detector, memory_format
 from .tiles import Found, detect
 from .training import BEST, LOSSES, Settings, Trainer
 
-INPUT = 640  # pixels of the network's input in training, unless the crop is given
+INPUT = 640  # pixels of the network's input in training, unless the crop is given, and at least so many in detection
 SHORT = dict(zip(LOSSES, ("obj", "rpn", "cls", "box"), strict=True))
 OBJECT = 56  # pixels that the network sees of the median object, unless the scale is given
 
@@ -106,7 +106,9 @@ def train(
         **CROWDED,
     )
     longest = float((data.boxes[:, 2:] - data.boxes[:, :2]).amax(1).quantile(0.99))
-    card = {"overlap": min(settings.crop // 2, math.ceil(1.25 * longest / 8) * 8), "seed": settings.seed}
+    tile = max(settings.crop, round(INPUT / scale / 32) * 32)  # small crops learn fast, large tiles detect fast
+    overlap = min(tile // 2, math.ceil(1.25 * longest / 8) * 8)
+    card = {"tile": tile, "overlap": overlap, "seed": settings.seed}
     trainer = Trainer(model, data, held, settings, out, card)
     done = trainer.resume() if resume else 0
     if main:
