@@ -88,7 +88,8 @@ def train(
     if scale is None:
         sides = (data.boxes[:, 2:] - data.boxes[:, :2]).prod(1).sqrt()
         scale = min(2.0, max(0.25, round(4 * OBJECT / float(sides.median())) / 4))
-    settings = Settings(**{**settings.__dict__, "crop": crop or round(INPUT / scale / 32) * 32})
+    usual = round(INPUT / scale / 32) * 32
+    settings = Settings(**{**settings.__dict__, "crop": crop or usual})
     if not resume and (out / "last.safetensors").exists():
         raise FileExistsError(f"{out}: has a training already; continue it with --resume or name another folder")
     main = _processes().is_main_process
@@ -106,7 +107,7 @@ def train(
         **CROWDED,
     )
     longest = float((data.boxes[:, 2:] - data.boxes[:, :2]).amax(1).quantile(0.99))
-    tile = max(settings.crop, round(INPUT / scale / 32) * 32)  # small crops learn fast, large tiles detect fast
+    tile = max(settings.crop, usual)  # small crops learn fast, large tiles detect fast
     overlap = min(tile // 2, math.ceil(1.25 * longest / 8) * 8)
     card = {"tile": tile, "overlap": overlap, "seed": settings.seed}
     trainer = Trainer(model, data, held, settings, out, card)
