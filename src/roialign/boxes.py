@@ -18,15 +18,12 @@ Boxes = Tensor | Sequence[Tensor]
 FORMATS = "Tensor[K, 5] with rows (batch index, x1, y1, x2, y2), or a list of one Tensor[L, 4] per image"
 
 
-def as_rois(input: Tensor, boxes: Boxes) -> Tensor:
-    """Bring boxes in any accepted form to one tensor.
+def check_boxes(input: Tensor, boxes: Boxes) -> None:
+    """Boxes must be in one of the accepted forms and go with the feature map.
 
     Args:
         input: the feature map, ``[N, C, H, W]``.
-        boxes: ``Tensor[K, 5]``, or a list or tuple of one ``Tensor[L, 4]`` per image; any floating or integer dtype.
-
-    Returns:
-        ``[K, 5]`` rois, float32 or float64, contiguous, on the input's device, differentiable to the boxes.
+        boxes: what the caller gave.
 
     Raises:
         TypeError: boxes are neither a tensor nor a list of tensors, or their dtype is no number.
@@ -34,30 +31,44 @@ def as_rois(input: Tensor, boxes: Boxes) -> Tensor:
     """
     if isinstance(boxes, Tensor):
         _check_tensor(input, "boxes", boxes, 5)
-        dtype = _position_dtype(input, [boxes])
-        rois = boxes.to(dtype).contiguous()
+        count = boxes.shape[0]
     elif isinstance(boxes, list | tuple):
         if len(boxes) != input.shape[0]:
             raise ValueError(
                 f"boxes: got a list of {len(boxes)} tensors for an input of {input.shape[0]} images; "
                 f"expected one Tensor[L, 4] per image"
             )
+        count = 0
         for image, part in enumerate(boxes):
             _check_tensor(input, f"boxes[{image}]", part, 4)
-        dtype = _position_dtype(input, boxes)
-        rows = [
-            torch.cat([torch.full_like(part[:, :1], image, dtype=dtype), part.to(dtype)], 1)
-            for image, part in enumerate(boxes)
-        ]
-        rois = torch.cat(rows) if rows else torch.zeros(0, 5, dtype=dtype, device=input.device)
+            count += part.shape[0]
     else:
         raise TypeError(f"boxes: got {type(boxes).__name__}; expected {FORMATS}")
-    if (input.shape[2] == 0 or input.shape[3] == 0) and rois.shape[0] > 0:
+    if (input.shape[2] == 0 or input.shape[3] == 0) and count > 0:
         raise ValueError(
-            f"boxes: got {rois.shape[0]} boxes on an empty feature map of shape {tuple(input.shape)}; "
+            f"boxes: got {count} boxes on an empty feature map of shape {tuple(input.shape)}; "
             f"expected height and width of at least 1"
         )
-    return rois
+
+
+def as_rois(input: Tensor, boxes: Boxes) -> Tensor:
+    """Bring boxes that were checked, in any accepted form, to one tensor.
+
+    Args:
+        input: the feature map, ``[N, C, H, W]``.
+        boxes: ``Tensor[K, 5]``, or a list or tuple of one ``Tensor[L, 4]`` per image; any floating or integer dtype.
+
+    Returns:
+        ``[K, 5]`` rois, float32 or float64, contiguous, on the input's device, differentiable to the boxes.
+    """
+    if isinstance(boxes, Tensor):
+        return boxes.to(_position_dtype(input, [boxes])).contiguous()
+    dtype = _position_dtype(input, boxes)
+    rows = [
+        torch.cat([torch.full_like(part[:, :1], image, dtype=dtype), part.to(dtype)], 1)
+        for image, part in enumerate(boxes)
+    ]
+    return torch.cat(rows) if rows else torch.zeros(0, 5, dtype=dtype, device=input.device)
 
 
 def fpn_levels(boxes: Sequence[Tensor], levels: Sequence[int], canonical_scale: float, canonical_level: int) -> Tensor:

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from . import backends
-from .boxes import Boxes, as_rois
+from .backends.tracing import unrecorded
+from .boxes import Boxes, as_rois, check_boxes
 
 OutputSize = int | Sequence[int]
 SpatialScale = float | Sequence[float]
@@ -65,12 +67,15 @@ def roi_align(
     References:
         He et al., "Mask R-CNN", https://arxiv.org/abs/1703.06870, section 3.
     """
+    if overrides(input, boxes):
+        args = (input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
+        return handle_torch_function(roi_align, relevant(input, boxes), *args, mode=mode)
     check_input(input)
     size, scales = check_output_size(output_size), check_scale(spatial_scale)
     ratio = check_sampling_ratio(sampling_ratio)
     check_aligned(aligned)
     check_mode(mode)
-    rois = as_rois(input, boxes)
+    rois = checked_rois(input, boxes)
     return backends.choose(input).roi_align([input], rois, None, size, [scales], ratio, aligned, mode)
 
 
@@ -104,9 +109,12 @@ def prroi_pool(input: Tensor, boxes: Boxes, output_size: OutputSize, spatial_sca
     References:
         Jiang et al., "Acquisition of Localization Confidence", https://arxiv.org/abs/1807.11590, equation 5.
     """
+    if overrides(input, boxes):
+        args = (input, boxes, output_size, spatial_scale)
+        return handle_torch_function(prroi_pool, relevant(input, boxes), *args)
     check_input(input)
     size, scales = check_output_size(output_size), check_scale(spatial_scale)
-    return backends.choose(input).prroi_pool(input, as_rois(input, boxes), size, scales)
+    return backends.choose(input).prroi_pool(input, checked_rois(input, boxes), size, scales)
 
 
 def roi_pool(input: Tensor, boxes: Boxes, output_size: OutputSize, spatial_scale: SpatialScale = 1.0) -> Tensor:
@@ -139,9 +147,28 @@ def roi_pool(input: Tensor, boxes: Boxes, output_size: OutputSize, spatial_scale
     References:
         Girshick, "Fast R-CNN", https://arxiv.org/abs/1504.08083, section 2.1.
     """
+    if overrides(input, boxes):
+        args = (input, boxes, output_size, spatial_scale)
+        return handle_torch_function(roi_pool, relevant(input, boxes), *args)
     check_input(input)
     size, scales = check_output_size(output_size), check_scale(spatial_scale)
-    return backends.choose(input).roi_pool(input, as_rois(input, boxes), size, scales)
+    return backends.choose(input).roi_pool(input, checked_rois(input, boxes), size, scales)
+
+
+def overrides(input: Tensor, boxes: Boxes) -> bool:
+    """Whether an argument takes the call over by PyTorch's protocol, as the proxies of ``torch.fx`` do to record it."""
+    return has_torch_function((input, boxes)) or (isinstance(boxes, list | tuple) and has_torch_function(boxes))
+
+
+def relevant(input: Tensor, boxes: Boxes) -> tuple[Any, ...]:
+    """The arguments that may take the call over."""
+    return (input, *boxes) if isinstance(boxes, list | tuple) else (input, boxes)
+
+
+def checked_rois(input: Tensor, boxes: Boxes) -> Tensor:
+    """Boxes in any accepted form as one ``[K, 5]`` tensor; see ``boxes.check_boxes`` and ``boxes.as_rois``."""
+    unrecorded(check_boxes, input, boxes)
+    return as_rois(input, boxes)
 
 
 def check_output_size(output_size: OutputSize) -> tuple[int, int]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 from . import backends
-from .boxes import Boxes, as_rois, fpn_levels
+from .backends.tracing import unrecorded
+from .boxes import fpn_levels
 from .functional import (
     OutputSize,
     SpatialScale,
@@ -20,6 +22,7 @@ from .functional import (
     check_output_size,
     check_sampling_ratio,
     check_scale,
+    checked_rois,
     prroi_pool,
     roi_align,
     roi_pool,
@@ -59,7 +62,7 @@ class RoIAlign(nn.Module):
         self.aligned = check_aligned(aligned)
         self.mode = check_mode(mode)
 
-    def forward(self, input: Tensor, rois: Boxes) -> Tensor:
+    def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
         """Pool ``input`` ``[N, C, H, W]`` under ``rois``; returns ``[K, C, height, width]``."""
         return roi_align(
             input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned, mode=self.mode
@@ -89,7 +92,7 @@ class _SimplePool(nn.Module):
 class PrRoIPool(_SimplePool):
     """Precise RoI pooling with fixed arguments; see :func:`roialign.prroi_pool`."""
 
-    def forward(self, input: Tensor, rois: Boxes) -> Tensor:
+    def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
         """Pool ``input`` ``[N, C, H, W]`` under ``rois``; returns ``[K, C, height, width]``."""
         return prroi_pool(input, rois, self.output_size, self.spatial_scale)
 
@@ -97,7 +100,7 @@ class PrRoIPool(_SimplePool):
 class RoIPool(_SimplePool):
     """RoIPool with fixed arguments; see :func:`roialign.roi_pool`."""
 
-    def forward(self, input: Tensor, rois: Boxes) -> Tensor:
+    def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
         """Pool ``input`` ``[N, C, H, W]`` under ``rois``; returns ``[K, C, height, width]``."""
         return roi_pool(input, rois, self.output_size, self.spatial_scale)
 
@@ -164,9 +167,7 @@ class MultiScaleRoIAlign(nn.Module):
         self.aligned = check_aligned(aligned)
         self.mode = check_mode(mode)
 
-    def forward(
-        self, x: Mapping[str, Tensor], boxes: Sequence[Tensor], image_shapes: Sequence[tuple[int, int]]
-    ) -> Tensor:
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """Pool each box from its level.
 
         Args:
@@ -181,49 +182,18 @@ class MultiScaleRoIAlign(nn.Module):
             ValueError: a level is missing, levels do not go together, or no scale fits the images; and as
                 :func:`roialign.roi_align` does.
         """
-        features, rois, level, scales = self._assign(x, boxes, image_shapes)
-        return backends.choose(features[0]).roi_align(
-            features, rois, level, self.output_size, scales, self.sampling_ratio, self.aligned, self.mode
+        return multi_scale_roi_align(
+            x,
+            boxes,
+            image_shapes,
+            self.featmap_names,
+            self.output_size,
+            self.sampling_ratio,
+            float(self.canonical_scale),
+            self.canonical_level,
+            self.aligned,
+            self.mode,
         )
-
-    def _assign(
-        self, x: Mapping[str, Tensor], boxes: Sequence[Tensor], image_shapes: Sequence[tuple[int, int]]
-    ) -> tuple[list[Tensor], Tensor, Tensor | None, list[tuple[float, float]]]:
-        """Feature maps, rois, the index of each box's map (None with one map) and the maps' scales."""
-        named = self._features(x)
-        features = list(named.values())
-        if not isinstance(boxes, list | tuple):
-            raise TypeError(f"boxes: got {type(boxes).__name__}; expected a list of one Tensor[L, 4] per image")
-        rois = as_rois(features[0], boxes)
-        scales = infer_scales(named, image_shapes)
-        level = None
-        if len(features) > 1:
-            # A level's number is -log2 of its scale; with unequal scales along y and x, of their geometric mean.
-            levels = [round(-math.log2(y * x) / 2) for y, x in scales]
-            level = fpn_levels(boxes, levels, self.canonical_scale, self.canonical_level)
-        return features, rois, level, scales
-
-    def _features(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if not isinstance(x, Mapping):
-            raise TypeError(f"x: got {type(x).__name__}; expected a dict of feature maps by level name")
-        # torchvision's detectors ask for levels "0" to "3" of a backbone that may end earlier: levels coarser than the
-        # pyramid's are left out. Any other name that is not there is a mistake.
-        coarsest = max((int(name) for name in x if name.isdecimal()), default=math.inf)
-        names = [name for name in self.featmap_names if name in x or not (name.isdecimal() and int(name) > coarsest)]
-        missing = [name for name in names if name not in x] or ([] if names else self.featmap_names)
-        if missing:
-            raise ValueError(f"x: has no level {', '.join(map(repr, missing))}; it has {list(x)}")
-        features = {name: x[name] for name in names}
-        first = features[names[0]]
-        for name, feature in features.items():
-            check_input(feature, f"x[{name!r}]")
-            if (*feature.shape[:2], feature.dtype, feature.device) != (*first.shape[:2], first.dtype, first.device):
-                raise ValueError(
-                    f"x[{name!r}]: got shape {tuple(feature.shape)}, {feature.dtype}, {feature.device}; expected "
-                    f"images, channels, dtype and device of x[{names[0]!r}]: {tuple(first.shape)}, "
-                    f"{first.dtype}, {first.device}"
-                )
-        return features
 
     def extra_repr(self) -> str:
         """Arguments, for ``repr``."""
@@ -235,3 +205,90 @@ class MultiScaleRoIAlign(nn.Module):
 
     def __repr__(self) -> str:
         return f"MultiScaleRoIAlign({self.extra_repr()})"
+
+
+def multi_scale_roi_align(
+    x: Mapping[str, Tensor],
+    boxes: Sequence[Tensor],
+    image_shapes: Sequence[tuple[int, int]],
+    featmap_names: Sequence[str],
+    output_size: OutputSize,
+    sampling_ratio: int,
+    canonical_scale: float,
+    canonical_level: int,
+    aligned: bool,
+    mode: str,
+) -> Tensor:
+    """What :class:`MultiScaleRoIAlign` does, as a function, so that ``torch.fx`` records it as one node."""
+    maps = tuple(x.values()) if isinstance(x, Mapping) else (x,)
+    if has_torch_function(maps) or has_torch_function(boxes):
+        how = (featmap_names, output_size, sampling_ratio, canonical_scale, canonical_level, aligned, mode)
+        watching = (*maps, *boxes) if isinstance(boxes, list | tuple) else (*maps, boxes)
+        return handle_torch_function(multi_scale_roi_align, watching, x, boxes, image_shapes, *how)
+    features, rois, level, scales = assign_levels(
+        x, boxes, image_shapes, featmap_names, canonical_scale, canonical_level
+    )
+    size, ratio = check_output_size(output_size), check_sampling_ratio(sampling_ratio)
+    return backends.choose(features[0]).roi_align(features, rois, level, size, scales, ratio, aligned, mode)
+
+
+class Assigned(NamedTuple):
+    """A pyramid and the boxes on it.
+
+    Attributes:
+        features: the feature maps.
+        rois: ``[K, 5]``, see ``boxes.as_rois``.
+        level: ``[K]`` index of each box's map, or None with one map.
+        scales: the maps' (y, x) scales.
+    """
+
+    features: list[Tensor]
+    rois: Tensor
+    level: Tensor | None
+    scales: list[tuple[float, float]]
+
+
+def assign_levels(
+    x: Mapping[str, Tensor],
+    boxes: Sequence[Tensor],
+    image_shapes: Sequence[tuple[int, int]],
+    featmap_names: Sequence[str],
+    canonical_scale: float,
+    canonical_level: int,
+) -> Assigned:
+    """Choose the maps by name, and each box's map by its size; see :meth:`MultiScaleRoIAlign.forward`."""
+    named = unrecorded(_named_features, x, featmap_names)
+    features = list(named.values())
+    if not isinstance(boxes, list | tuple):
+        raise TypeError(f"boxes: got {type(boxes).__name__}; expected a list of one Tensor[L, 4] per image")
+    rois = checked_rois(features[0], boxes)
+    scales = unrecorded(infer_scales, named, image_shapes)
+    level = None
+    if len(features) > 1:
+        # A level's number is -log2 of its scale; with unequal scales along y and x, of their geometric mean.
+        levels = [round(-math.log2(y * x) / 2) for y, x in scales]
+        level = fpn_levels(boxes, levels, canonical_scale, canonical_level)
+    return Assigned(features, rois, level, scales)
+
+
+def _named_features(x: Mapping[str, Tensor], featmap_names: Sequence[str]) -> dict[str, Tensor]:
+    if not isinstance(x, Mapping):
+        raise TypeError(f"x: got {type(x).__name__}; expected a dict of feature maps by level name")
+    # torchvision's detectors ask for levels "0" to "3" of a backbone that may end earlier: levels coarser than the
+    # pyramid's are left out. Any other name that is not there is a mistake.
+    coarsest = max((int(name) for name in x if name.isdecimal()), default=math.inf)
+    names = [name for name in featmap_names if name in x or not (name.isdecimal() and int(name) > coarsest)]
+    missing = [name for name in names if name not in x] or ([] if names else featmap_names)
+    if missing:
+        raise ValueError(f"x: has no level {', '.join(map(repr, missing))}; it has {list(x)}")
+    features = {name: x[name] for name in names}
+    first = features[names[0]]
+    for name, feature in features.items():
+        check_input(feature, f"x[{name!r}]")
+        if (*feature.shape[:2], feature.dtype, feature.device) != (*first.shape[:2], first.dtype, first.device):
+            raise ValueError(
+                f"x[{name!r}]: got shape {tuple(feature.shape)}, {feature.dtype}, {feature.device}; expected "
+                f"images, channels, dtype and device of x[{names[0]!r}]: {tuple(first.shape)}, "
+                f"{first.dtype}, {first.device}"
+            )
+    return features

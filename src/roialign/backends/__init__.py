@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from . import native, reference, torchvision
+from . import native, reference, torchvision, tracing
 
 Scales = tuple[float, float]
 
@@ -111,6 +111,8 @@ def choose(input: Tensor) -> Backend:
         RuntimeError: a backend is forced and cannot serve the call.
         ValueError: the forced backend does not exist.
     """
+    if tracing.records_torchscript():
+        return native  # the operator: the graph that is recorded runs it on whatever device it meets
     if _Forced.name is not None:
         backend = _known(_Forced.name)
         reason = backend.why_not(input)

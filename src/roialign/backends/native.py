@@ -4,8 +4,8 @@
     torch.ops.roialign.pool_grad      gradient to the maps: the transposed contraction
     torch.ops.roialign.pool_box_grad  gradient to the rois: the contraction with the matrices' derivative
 
-What the core has no kernel for is the reference's: forward-mode AD, functorch's gradients, and second derivatives that
-involve the boxes.
+What the core has no kernel for is the reference's: forward-mode AD, functorch's gradients, second derivatives that
+involve the boxes, and other devices, where a recorded graph may run.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
-from torch.autograd import forward_ad
 
 from ..boxes import batch_index
-from . import core, reference
+from . import core, reference, tracing
 
 NEEDS_MAP = ("max", "cells")  # where a maximum lies depends on the map, so its gradient needs the map again
 
 
 def why_not(input: Tensor) -> str:
     """Empty if the core can pool from this feature map, else the reason why it cannot."""
+    if input.is_meta:
+        return ""  # a shape is all there is to it, and the operators know it without the core
     if core.UNREADY:
         return core.UNREADY
     if not input.is_cpu:
@@ -60,66 +60,41 @@ def roi_pool(input: Tensor, rois: Tensor, output_size: tuple[int, int], scales: 
 
 def _pool(features: list[Tensor], rois: Tensor, level: Tensor | None, *how: Any) -> Tensor:
     """The operator, or in plain eager mode what it comes to: dispatching in Python outweighs a small call."""
-    if _differentiates_forward():
+    if tracing.differentiates_forward():
         return _reference_pool(features, rois, level, *how)
-    if _observed(*features, rois):
+    if tracing.watched(*features, rois):
         return torch.ops.roialign.pool(features, rois, level, *how)  # type: ignore[no-any-return]
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*features, rois):
         return _EagerPool.apply(rois, level, how, *features)  # type: ignore[no-any-return]
     return core.pool(features, rois, level, *how)
 
 
-def _observed(*tensors: Tensor) -> bool:
-    """Whether anything but plain eager autograd wants to see the operator itself."""
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._autograd._profiler_enabled()
-    ):
-        return True
-    for tensor in tensors:  # a loop, because a generator would cost as much as all the rest
-        if (type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter) or tensor.is_neg():
-            return True
-    return False
-
-
-def _differentiates_forward() -> bool:
-    """True inside forward-mode AD or a functorch transform other than vmap."""
-    if torch.compiler.is_compiling():
-        return False
-    if forward_ad._current_level >= 0:
-        return True
-    if not torch._C._are_functorch_transforms_active():
-        return False
-    stack = _functorch.get_interpreter_stack() or []
-    return any(layer.key() != _functorch.TransformType.Vmap for layer in stack)
-
-
 # Autograd. ``how`` is (kind, output_size, scales, sampling_ratio, aligned).
 
 
 def _save(ctx: Any, features: Sequence[Tensor], rois: Tensor, level: Tensor | None, how: Sequence[Any]) -> None:
-    keep = rois.requires_grad or how[0] in NEEDS_MAP
+    # What is wanted is settled here: requires_grad of a leaf may be another when the backward pass runs.
+    ctx.wanted = [feature.requires_grad for feature in features]
+    ctx.wants_boxes = rois.requires_grad
+    keep = ctx.wants_boxes or how[0] in NEEDS_MAP
     ctx.save_for_backward(rois, level, *(features if keep else ()))
     ctx.shapes = [size for feature in features for size in feature.shape]
     ctx.channels_last = core.is_channels_last(features[0])
-    ctx.wanted = [feature.requires_grad for feature in features]
     ctx.how = how
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Sequence[Tensor | None], Tensor | None]:
     """Gradients to the maps and to the rois, themselves differentiable."""
     rois, level, *features = ctx.saved_tensors
-    batched = torch._C._are_functorch_transforms_active() or _functorch.is_legacy_batchedtensor(grad)
-    if batched or (rois.requires_grad and torch.is_grad_enabled()):
+    twice = ctx.wants_boxes and torch.is_grad_enabled()
+    if twice or tracing.batches(grad) or why_not(grad):
         return _reference_gradients(ctx, grad, features, rois, level)
-    operators = torch.ops.roialign if torch.is_grad_enabled() or _observed(grad, rois) else core
+    operators = torch.ops.roialign if torch.is_grad_enabled() or tracing.watched(grad, rois) else core
     grads: Sequence[Tensor | None] = [None] * len(ctx.wanted)
     if any(ctx.wanted):
         values = features if ctx.how[0] in NEEDS_MAP else []
         grads = operators.pool_grad(grad, values, ctx.shapes, ctx.channels_last, rois, level, *ctx.how)
-    return grads, operators.pool_box_grad(grad, features, rois, level, *ctx.how) if rois.requires_grad else None
+    return grads, operators.pool_box_grad(grad, features, rois, level, *ctx.how) if ctx.wants_boxes else None
 
 
 def _reference_gradients(
@@ -127,16 +102,19 @@ def _reference_gradients(
 ) -> tuple[Sequence[Tensor | None], Tensor | None]:
     """The same by the reference's graph: differentiable in everything, and made of operators that batch."""
     if not features:  # not kept, because their values do not matter
-        features = [
-            grad.new_zeros(ctx.shapes[4 * i : 4 * i + 4], requires_grad=wanted) for i, wanted in enumerate(ctx.wanted)
-        ]
+        features = [grad.new_zeros(ctx.shapes[4 * i : 4 * i + 4]) for i in range(len(ctx.wanted))]
+
+    def leaf(tensor: Tensor, wanted: bool) -> Tensor:
+        return tensor if tensor.requires_grad == wanted else tensor.detach().requires_grad_(wanted)
+
     again = torch.is_grad_enabled()
+    inputs = [*map(leaf, features, ctx.wanted), leaf(rois, ctx.wants_boxes)]
     with torch.enable_grad():
-        pooled = _reference_pool(features, rois, level, *ctx.how)
-    wanted = [tensor for tensor in (*features, rois) if tensor.requires_grad]
+        pooled = _reference_pool(inputs[:-1], inputs[-1], level, *ctx.how)
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
     found = torch.autograd.grad(pooled, wanted, grad, create_graph=again, allow_unused=True, materialize_grads=True)
     each = iter(found)
-    *grads, box_grad = [next(each) if tensor.requires_grad else None for tensor in (*features, rois)]
+    *grads, box_grad = [next(each) if tensor.requires_grad else None for tensor in inputs]
     return grads, box_grad
 
 
@@ -233,8 +211,10 @@ _library.define(
     f"pool_grad(Tensor grad, Tensor[] features, SymInt[] shapes, bool channels_last, Tensor rois, {_HOW}) -> Tensor[]"
 )
 _library.define(f"pool_box_grad(Tensor grad, Tensor[] features, Tensor rois, {_HOW}) -> Tensor")
+_library.impl("pool", _reference_pool, "CompositeExplicitAutograd")  # on whatever device a recorded graph is run
 for _name in ("pool", "pool_grad", "pool_box_grad"):
-    _library.impl(_name, getattr(core, _name), "CPU")
+    if not core.UNREADY:
+        _library.impl(_name, getattr(core, _name), "CPU")
     torch.library.register_fake(f"roialign::{_name}", getattr(core, f"{_name}_fake"), lib=_library)
 torch.library.register_autograd("roialign::pool", _backward_pool, setup_context=_setup_pool, lib=_library)
 torch.library.register_autograd(

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import axis
 from ..boxes import batch_index, pool_by_level, usable
+from . import tracing
 
 CHUNK = 2**23  # elements of the largest intermediate of one chunk
 
@@ -39,7 +40,7 @@ def roi_align(
     pool = partial(_align, output_size=output_size, sampling_ratio=sampling_ratio, aligned=aligned, mode=mode)
     if level is None:
         return pool(features[0], rois, scales=scales[0])
-    if _traced(rois):  # which box goes where is not known yet: pool every box on every level and choose
+    if tracing.hides_values(rois):  # which box goes where is not known yet: pool every box on every level and choose
         pooled = [pool(feature, rois, scales=scale) for feature, scale in zip(features, scales, strict=True)]
         out = pooled[0]
         for index, candidate in enumerate(pooled[1:], 1):
@@ -149,7 +150,7 @@ def _over_boxes(
     work = input.to(accumulate)
     if height == 0 or width == 0:  # then there are no boxes; nothing of nothing, but part of the graph
         return ((work.sum() + rois.sum()) * rois.new_zeros(0, channels, *output_size)).to(input.dtype)
-    if rois.requires_grad and not _traced(rois):
+    if rois.requires_grad and not tracing.hides_values(rois):
         # The gradient to the boxes needs the maps again: gather them again rather than keep K copies.
         pool = partial(checkpoint, pool, use_reentrant=False, preserve_rng_state=False)
 
@@ -158,7 +159,7 @@ def _over_boxes(
         return pool(maps, rois[box])
 
     with torch.autocast(input.device.type, enabled=False):
-        if _traced(input) or _traced(rois):
+        if tracing.hides_values(input, rois):
             out = part(slice(None), slice(None))
         else:
             cost = max(1, rows[0] * (width + rows[1]) + (height * width if images > 1 else 0))  # per box and channel
@@ -186,7 +187,7 @@ def _contract(maps: Tensor, ay: Tensor, ax: Tensor) -> Tensor:
     if maps.shape[0] == 1:
         maps = maps[0]
     finite = maps.isfinite()
-    if not _traced(finite) and bool(finite.all()):
+    if not tracing.hides_values(finite) and bool(finite.all()):
         return product(maps, ay, ax)
     out = product(torch.where(finite, maps, 0), ay, ax)
     flags = {torch.inf: maps == torch.inf, -torch.inf: maps == -torch.inf, torch.nan: maps.isnan()}
@@ -201,22 +202,12 @@ def _samples(window: axis.Window, sampling_ratio: int, length: int) -> int:
     most = axis.max_samples(length)
     if sampling_ratio > 0:
         return min(sampling_ratio, most)
-    if _traced(window.grid) or window.grid.device.type != "cpu":
+    if tracing.hides_values(window.grid) or window.grid.device.type != "cpu":
         return most  # the grids' sizes are values that cannot be seen, or not without waiting for the device
     return int(torch.cat([window.grid, window.grid.new_ones(1)]).nan_to_num(most, most).max().clamp(1, most))
 
 
-def _traced(tensor: Tensor) -> bool:
-    """True where values or layout cannot be asked for: compile, export, fake tensors and functorch transforms."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or type(tensor) not in (Tensor, torch.nn.Parameter)
-    )
-
-
 def _is_channels_last(input: Tensor) -> bool:
-    if torch._C._are_functorch_transforms_active():
+    if tracing.transforms():
         return False
     return input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ..boxes import batch_index, pool_by_level, usable
-from . import reference
+from . import reference, tracing
 from .core import is_channels_last
 
 DEVICES = ("cuda", "xpu", "mps")
@@ -26,9 +25,9 @@ def why_not(input: Tensor) -> str:
     """Empty if torchvision can pool from this feature map in our place, else the reason why it cannot."""
     if input.device.type not in DEVICES:
         return f"it serves devices that ours do not, {', '.join(DEVICES)}; the input is on {input.device}"
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+    if tracing.hides_values():
         return "it serves eager calls only, and this one is traced"
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if tracing.differentiates_forward():
         return "its kernels know no torch.func and no forward-mode derivative"
     if torch.are_deterministic_algorithms_enabled():
         return "its gradients are not deterministic, and torch.use_deterministic_algorithms is on"

@@ -21,7 +21,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from ..boxes import pool_by_level
 from ..functional import prroi_pool, roi_pool
 from ..integrations import pooler as accepted
-from ..modules import MultiScaleRoIAlign
+from ..modules import MultiScaleRoIAlign, assign_levels
 
 POOLINGS = ("roi_align", "roi_align_max", "prroi_pool", "roi_pool")
 NORMS: dict[str, Callable[..., nn.Module]] = {
@@ -280,7 +280,9 @@ class _MultiScalePool(accepted.MultiScaleRoIAlign):
     def forward(
         self, x: Mapping[str, Tensor], boxes: Sequence[Tensor], image_shapes: Sequence[tuple[int, int]]
     ) -> Tensor:
-        features, rois, level, scales = self._assign(x, boxes, image_shapes)
+        features, rois, level, scales = assign_levels(
+            x, boxes, image_shapes, self.featmap_names, self.canonical_scale, self.canonical_level
+        )
 
         def pool(index: int, row: Tensor) -> Tensor:
             return self.pool(features[index], rois[row], self.output_size, scales[index])

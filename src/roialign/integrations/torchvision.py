@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backends import core
-from ..boxes import as_rois, raise_bad_index
+from ..boxes import check_boxes, raise_bad_index
 from .models import Replacement, replace_pooling
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _make_roi_align(theirs: Any) -> Kernel:
         if not _fits(input, rois) or height < 1 or width < 1:
             return theirs.call_boxed(CPU, input, rois, scale, height, width, ratio, aligned)  # type: ignore[no-any-return]
         if rois.shape[0] and not input.shape[2] * input.shape[3]:
-            as_rois(input, rois)  # raises: boxes on an empty map
+            check_boxes(input, rois)  # raises: boxes on an empty map
         if input.dtype == torch.float16:
             safe, odd = _safe_boxes(rois, input.shape[0], scale)
             out: Tensor = theirs.call_boxed(CPU, input, safe, scale, height, width, ratio, aligned)

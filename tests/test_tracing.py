@@ -1,0 +1,166 @@
+"""Who is watching: every recorder PyTorch has is noticed, and no ordinary call is taken for a recorded one."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from roialign.backends import tracing
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # torch.jit's own
+
+
+class Watcher(TorchDispatchMode):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*args, **(kwargs or {}))
+
+
+class Wrapper(Tensor):
+    """A tensor that answers every operator itself."""
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return torch.zeros(2)
+
+
+class Named(Tensor):
+    """A tensor that is one but for its name."""
+
+
+def under(context: Callable[[], Any]) -> Callable[[Callable[[Tensor], Tensor], Tensor], object]:
+    def call(function: Callable[[Tensor], Tensor], x: Tensor) -> object:
+        with context():
+            return function(x)
+
+    return call
+
+
+@contextlib.contextmanager
+def profiler() -> Iterator[None]:
+    with torch.autograd.profiler.profile():
+        yield
+
+
+RECORDERS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], object]] = {
+    "jit.trace": lambda f, x: torch.jit.trace(f, x, check_trace=False),
+    "jit.trace of a module": lambda f, x: torch.jit.trace_module(
+        type("M", (torch.nn.Module,), {"forward": lambda self, x: f(x)})(), {"forward": x}, check_trace=False
+    ),
+    **{
+        f"make_fx {mode}{', pre-dispatch' * pre}": lambda f, x, mode=mode, pre=pre: make_fx(
+            f, tracing_mode=mode, pre_dispatch=pre
+        )(x)
+        for mode in ("real", "fake", "symbolic")
+        for pre in (False, True)
+    },
+    "vmap": lambda f, x: torch.vmap(f)(x),
+    "grad": lambda f, x: torch.func.grad(lambda x: f(x).sum())(x),
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,)),
+    "functionalize": lambda f, x: torch.func.functionalize(f)(x),
+    "dispatch mode": under(Watcher),
+    "flop counter": under(lambda: FlopCounterMode(display=False)),
+    "python dispatcher": under(enable_python_dispatcher),
+    "profiler": under(profiler),
+    "fake tensor": lambda f, x: f(FakeTensorMode().from_tensor(x)),
+    "meta": lambda f, x: f(x.to("meta")),
+    "subclass": lambda f, x: f(x.as_subclass(Wrapper)),
+    "functional tensor": lambda f, x: f(torch._to_functional_tensor(x)),
+    "zero tensor": lambda f, x: f(torch._efficientzerotensor(x.shape)),
+    "negative view": lambda f, x: f(torch._neg_view(x)),
+    "conjugate": lambda f, x: f(torch.complex(x, x).conj().imag),
+    "sparse": lambda f, x: f(x.to_sparse()),
+}
+
+
+@pytest.mark.parametrize("name", RECORDERS)
+def test_a_recorder_is_noticed(name: str) -> None:
+    seen: list[bool] = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append(tracing.watched(torch.ones(2), x))
+        return x * 1
+
+    RECORDERS[name](look, torch.ones(2))
+    assert seen
+    assert all(seen)
+    assert not tracing.watched(torch.ones(2))  # and nothing of it stays
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_and_compile_are_noticed(strict: bool) -> None:
+    class Look(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1 if tracing.watched(x) else x + 2
+
+    assert torch.export.export(Look(), (torch.ones(2),), strict=strict).module()(torch.zeros(2)).tolist() == [1, 1]
+    torch._dynamo.reset()
+    assert torch.compile(Look(), backend="eager", fullgraph=True)(torch.zeros(2)).tolist() == [1, 1]
+
+
+PLAIN: dict[str, Callable[[], Any]] = {
+    "nothing": contextlib.nullcontext,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "anomaly detection": lambda: torch.autograd.detect_anomaly(check_nan=False),
+    "saved tensors hooks": lambda: torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x),
+    "default device": lambda: torch.device("cpu"),
+    "deterministic": lambda: torch.autograd.set_multithreading_enabled(False),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_an_ordinary_call_is_not_watched(name: str) -> None:
+    """Or every call would pay for a dispatch in Python."""
+    with PLAIN[name]():
+        x = torch.ones(2)
+        for plain in (
+            x,
+            x.clone().requires_grad_(x.dtype.is_floating_point),
+            torch.nn.Parameter(torch.ones(2)),
+            x[::2],
+        ):
+            assert not tracing.watched(plain)
+    assert not tracing.watched(torch.ones(2).as_subclass(Named))  # its functions were asked before
+
+
+def test_threads_are_watched_each_for_itself() -> None:
+    seen: list[bool] = []
+    with Watcher():
+        thread = threading.Thread(target=lambda: seen.append(tracing.watched(torch.ones(1))))
+        thread.start()
+        thread.join()
+        seen.append(tracing.watched(torch.ones(1)))
+    assert seen == [False, True]
+
+
+def test_what_only_looks_is_not_recorded() -> None:
+    """And the tracer goes on afterwards, after an error too."""
+
+    def look(x: Tensor) -> int:
+        return int(x.shape[0]) * 10
+
+    def fail(x: Tensor) -> None:
+        raise ValueError("no")
+
+    def traced(x: Tensor) -> Tensor:
+        assert tracing.unrecorded(look, x) == 30  # a warning, and so an error, if it were recorded
+        with pytest.raises(ValueError, match="no"):
+            tracing.unrecorded(fail, x)
+        return x + 1
+
+    graph = torch.jit.trace(traced, torch.ones(3))
+    assert [node.kind() for node in graph.graph.nodes()][-1] == "aten::add"
+    assert graph(torch.zeros(5)).tolist() == [1] * 5
