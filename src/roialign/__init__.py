@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import backends
 from .functional import prroi_pool, roi_align, roi_pool
+from .integrations import torchscript  # noqa: F401, it registers itself with PyTorch
 from .integrations.export import decomposition_table
 from .integrations.onnx import onnx_translation_table
 from .integrations.torchvision import accelerate

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 from .. import backends
-from ..boxes import as_rois
-from ..functional import check_aligned, check_output_size, check_sampling_ratio, check_scale
+from ..functional import check_aligned, check_input, check_output_size, check_sampling_ratio, check_scale, checked_rois
+from .torchscript import register
+
+if TYPE_CHECKING:
+    Boxes = Any
 
 
 class ROIPooler(nn.Module):
@@ -45,7 +50,7 @@ class ROIPooler(nn.Module):
         self.canonical_box_size = canonical_box_size
         self.canonical_level = canonical_level
 
-    def forward(self, x: list[Tensor], box_lists: list[Any]) -> Tensor:
+    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
         """Pool each box from its level.
 
         Args:
@@ -58,21 +63,22 @@ class ROIPooler(nn.Module):
         Raises:
             ValueError: the number of maps is not that of the levels; and as :func:`roialign.roi_align` does.
         """
-        if len(x) != len(self.scales):
-            raise ValueError(f"x: got {len(x)} feature maps; expected {len(self.scales)}, one per level")
-        boxes = [each.tensor for each in box_lists]
-        rois = as_rois(x[0], boxes)
-        level = self._levels(rois) if len(x) > 1 else None
-        return backends.choose(x[0]).roi_align(
-            x, rois, level, self.output_size, self.scales, self.sampling_ratio, self.aligned, "avg"
+        return roi_pooler(
+            x,
+            [each.tensor for each in box_lists],
+            self.output_size,
+            self.scales,
+            self.sampling_ratio,
+            self.aligned,
+            self.min_level,
+            float(self.canonical_box_size),
+            self.canonical_level,
         )
 
-    def _levels(self, rois: Tensor) -> Tensor:
-        """Index of each box's level by detectron2's rule, which unlike torchvision's adds nothing at a border."""
-        corner = rois.detach()[:, 1:]
-        size = ((corner[:, 2] - corner[:, 0]) * (corner[:, 3] - corner[:, 1])).sqrt()
-        target = torch.floor(self.canonical_level + torch.log2(size / self.canonical_box_size + 2.0**-52))
-        return (target.nan_to_num(0) - self.min_level).clamp(0, len(self.scales) - 1).long()
+    def __prepare_scriptable__(self) -> nn.Module:
+        """TorchScript wants to know what ``Boxes`` is; only here detectron2 is imported."""
+        globals()["Boxes"] = import_module("detectron2.structures").Boxes
+        return self
 
     def extra_repr(self) -> str:
         """Arguments, for ``repr``."""
@@ -80,3 +86,60 @@ class ROIPooler(nn.Module):
             f"output_size={self.output_size}, scales={[y for y, _ in self.scales]}, "
             f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
         )
+
+
+def roi_pooler(
+    x: list[Tensor],
+    boxes: list[Tensor],
+    output_size: tuple[int, int],
+    scales: list[tuple[float, float]],
+    sampling_ratio: int,
+    aligned: bool,
+    min_level: int,
+    canonical_box_size: float,
+    canonical_level: int,
+) -> Tensor:
+    """What :class:`ROIPooler` does, as a function, so that ``torch.fx`` records it as one node."""
+    if has_torch_function((*x, *boxes)):
+        how = (output_size, scales, sampling_ratio, aligned, min_level, canonical_box_size, canonical_level)
+        return handle_torch_function(roi_pooler, (*x, *boxes), x, boxes, *how)
+    if len(x) != len(scales):
+        raise ValueError(f"x: got {len(x)} feature maps; expected {len(scales)}, one per level")
+    for index, feature in enumerate(x):
+        check_input(feature, f"x[{index}]")
+    rois = checked_rois(x[0], boxes)
+    level = None
+    if len(x) > 1:
+        # detectron2's rule, which unlike torchvision's adds nothing at a border.
+        corner = rois.detach()[:, 1:]
+        size = ((corner[:, 2] - corner[:, 0]) * (corner[:, 3] - corner[:, 1])).sqrt()
+        target = torch.floor(canonical_level + torch.log2(size / canonical_box_size + 2.0**-52))
+        level = (target.nan_to_num(0) - min_level).clamp(0, len(scales) - 1).long()
+    pool = backends.choose(x[0]).roi_align
+    return pool(x, rois, level, output_size, scales, sampling_ratio, aligned, "avg")
+
+
+def _scriptable_roi_pooler(
+    x: list[Tensor],
+    boxes: list[Tensor],
+    output_size: tuple[int, int],
+    scales: list[tuple[float, float]],
+    sampling_ratio: int,
+    aligned: bool,
+    min_level: int,
+    canonical_box_size: float,
+    canonical_level: int,
+) -> Tensor:
+    scales_y, scales_x = [scale[0] for scale in scales], [scale[1] for scale in scales]
+    how = (sampling_ratio, aligned, min_level, canonical_box_size, canonical_level)
+    pooled: Tensor = torch.ops.roialign.roi_pooler(x, boxes, output_size, scales_y, scales_x, *how)
+    return pooled
+
+
+register(
+    roi_pooler,
+    _scriptable_roi_pooler,
+    "Tensor[] x, Tensor[] boxes, SymInt[] output_size, float[] scales_y, float[] scales_x, SymInt sampling_ratio, "
+    "bool aligned, int min_level, float canonical_box_size, int canonical_level",
+    lambda x, boxes, size, y, x_, *how: roi_pooler(x, boxes, tuple(size), list(zip(y, x_, strict=True)), *how),
+)

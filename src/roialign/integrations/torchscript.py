@@ -1,0 +1,148 @@
+"""``torch.jit.script``: what it compiles in the place of our functions, which are Python that it cannot read.
+
+Each function gets an operator of PyTorch's dispatcher, ``torch.ops.roialign.roi_align`` and so on, that calls it, and a
+twin in TorchScript's own language that calls the operator. So a scripted model makes the same checks, runs on the same
+backends and has the same gradients. A saved one is loaded where roialign was imported.
+"""
+
+# No annotations from __future__: TorchScript reads them as they stand.
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._jit_internal import BroadcastingList2  # type: ignore[attr-defined]
+
+from .. import functional, modules
+
+_ONE = "Tensor input, Tensor[] boxes, bool listed, SymInt[] output_size, float[] spatial_scale"
+_PYRAMID = "Tensor[] features, str[] names, Tensor[] boxes, SymInt[] heights, SymInt[] widths, str[] featmap_names"
+
+
+def _as_list(boxes: Tensor | list[Tensor]) -> list[Tensor]:
+    if isinstance(boxes, Tensor):
+        return [boxes]
+    return boxes
+
+
+def _roi_align(
+    input: Tensor,
+    boxes: Tensor | list[Tensor],
+    output_size: BroadcastingList2[int],
+    spatial_scale: BroadcastingList2[float] = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+    mode: str = "avg",
+) -> Tensor:
+    listed = not isinstance(boxes, Tensor)
+    pooled: Tensor = torch.ops.roialign.roi_align(
+        input, _as_list(boxes), listed, output_size, spatial_scale, sampling_ratio, aligned, mode
+    )
+    return pooled
+
+
+def _prroi_pool(
+    input: Tensor,
+    boxes: Tensor | list[Tensor],
+    output_size: BroadcastingList2[int],
+    spatial_scale: BroadcastingList2[float] = 1.0,
+) -> Tensor:
+    listed = not isinstance(boxes, Tensor)
+    pooled: Tensor = torch.ops.roialign.prroi_pool(input, _as_list(boxes), listed, output_size, spatial_scale)
+    return pooled
+
+
+def _roi_pool(
+    input: Tensor,
+    boxes: Tensor | list[Tensor],
+    output_size: BroadcastingList2[int],
+    spatial_scale: BroadcastingList2[float] = 1.0,
+) -> Tensor:
+    listed = not isinstance(boxes, Tensor)
+    pooled: Tensor = torch.ops.roialign.roi_pool(input, _as_list(boxes), listed, output_size, spatial_scale)
+    return pooled
+
+
+def _multi_scale_roi_align(
+    x: dict[str, Tensor],
+    boxes: list[Tensor],
+    image_shapes: list[tuple[int, int]],
+    featmap_names: list[str],
+    output_size: BroadcastingList2[int],
+    sampling_ratio: int,
+    canonical_scale: float,
+    canonical_level: int,
+    aligned: bool,
+    mode: str,
+) -> Tensor:
+    pooled: Tensor = torch.ops.roialign.multi_scale_roi_align(
+        list(x.values()),
+        list(x.keys()),
+        boxes,
+        [height for height, width in image_shapes],
+        [width for height, width in image_shapes],
+        featmap_names,
+        output_size,
+        sampling_ratio,
+        canonical_scale,
+        canonical_level,
+        aligned,
+        mode,
+    )
+    return pooled
+
+
+def _given(boxes: list[Tensor], listed: bool) -> Tensor | list[Tensor]:
+    """No operator takes a tensor or a list of them, so a flag tells which it was."""
+    return boxes if listed else boxes[0]
+
+
+def _of_a_pyramid(
+    features: list[Tensor], names: list[str], boxes: list[Tensor], heights: list[int], widths: list[int], *how: Any
+) -> Tensor:
+    named = dict(zip(names, features, strict=True))
+    return modules.multi_scale_roi_align(named, boxes, list(zip(heights, widths, strict=True)), *how)
+
+
+def register(
+    function: Callable[..., Tensor], twin: Callable[..., Tensor], arguments: str, call: Callable[..., Tensor]
+) -> None:
+    """Let TorchScript compile ``twin`` for ``function``.
+
+    Args:
+        function: ours; its name becomes the operator's.
+        twin: calls the operator, in TorchScript's language, with the function's own arguments.
+        arguments: of the operator, as its schema has them.
+        call: the operator itself, which calls the function.
+    """
+    _library.define(f"{function.__name__}({arguments}) -> Tensor")
+    _library.impl(function.__name__, call, "CompositeImplicitAutograd")
+    function.__prepare_scriptable__ = lambda: twin  # type: ignore[attr-defined]
+
+
+_library = torch.library.Library("roialign", "FRAGMENT")
+register(
+    functional.roi_align,
+    _roi_align,
+    f"{_ONE}, SymInt sampling_ratio, bool aligned, str mode",
+    lambda input, boxes, listed, *how: functional.roi_align(input, _given(boxes, listed), *how[:-1], mode=how[-1]),
+)
+register(
+    functional.prroi_pool,
+    _prroi_pool,
+    _ONE,
+    lambda input, boxes, listed, *how: functional.prroi_pool(input, _given(boxes, listed), *how),
+)
+register(
+    functional.roi_pool,
+    _roi_pool,
+    _ONE,
+    lambda input, boxes, listed, *how: functional.roi_pool(input, _given(boxes, listed), *how),
+)
+register(
+    modules.multi_scale_roi_align,
+    _multi_scale_roi_align,
+    f"{_PYRAMID}, SymInt[] output_size, SymInt sampling_ratio, float canonical_scale, int canonical_level, "
+    "bool aligned, str mode",
+    _of_a_pyramid,
+)

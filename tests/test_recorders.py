@@ -1,0 +1,259 @@
+"""Every recorder's graph gives the answer of the call itself, on other numbers than it was recorded with."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+import roialign
+from helpers import assert_pooled, run_python
+from roialign import MultiScaleRoIAlign, PrRoIPool, RoIAlign, RoIPool
+
+pytestmark = [
+    pytest.mark.usefixtures("backend"),
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),  # torch.jit's own
+]
+
+
+class Pyramid(nn.Module):
+    """The pyramid's pooler with tensors as arguments, as a detector's head would call it."""
+
+    def __init__(self, pooler: nn.Module) -> None:
+        super().__init__()
+        self.pooler = pooler
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        """Half the map is the coarser level; boxes are all of image 0 and again all of image 1."""
+        x = {"0": input, "1": nn.functional.avg_pool2d(input, 2)}
+        return self.pooler(x, [rois[:, 1:], rois[:, 1:]], [(24, 28), (20, 28)])
+
+
+class Split(nn.Module):
+    """A pooler that gets a list of boxes."""
+
+    def __init__(self, pooler: nn.Module) -> None:
+        super().__init__()
+        self.pooler = pooler
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        """Half the boxes are of each image."""
+        first, second = rois[::2, 1:], rois[1::2, 1:]
+        return self.pooler(input, [first, second])
+
+
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "avg": lambda: RoIAlign(2, 0.5, 2),
+    "adaptive, aligned": lambda: RoIAlign((3, 2), (0.5, 0.4), 0, aligned=True),
+    "max": lambda: RoIAlign(2, 0.5, 0, mode="max"),
+    "prroi": lambda: PrRoIPool(2, 0.5),
+    "pool": lambda: RoIPool(2, 0.5),
+    "list": lambda: Split(RoIAlign(2, 0.5, 2)),
+    "pyramid": lambda: Pyramid(MultiScaleRoIAlign(["0", "1"], 2, 2, canonical_scale=10, canonical_level=2)),
+}
+
+
+def example(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=generator) * 20 - 2
+    size = 2 ** (torch.rand(count, 2, generator=generator) * 4)
+    index = (torch.arange(count) % 2)[:, None].float()
+    return torch.randn(2, 3, 12, 14, generator=generator), torch.cat([index, corner, corner + size], 1)
+
+
+def scribble() -> None:
+    """Leave something in the allocator's free blocks: an answer from uninitialised memory then shows."""
+    for count in (60, 96, 128, 192, 256, 1024, 4096):
+        held = [torch.full((count,), 777.0) for _ in range(50)]
+        del held
+
+
+def assert_same(recorded: Callable[..., Tensor], model: nn.Module, counts: tuple[int, ...]) -> None:
+    for count in counts:
+        input, rois = example(count, seed=count + 1)
+        scribble()
+        assert_pooled(recorded(input, rois), model(input, rois), input)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", MODULES)
+def test_jit_trace(name: str, grad: bool, tmp_path: Path) -> None:
+    """Any number of boxes, saved and loaded, and with gradients: without a warning that something was lost."""
+    model = MODULES[name]()
+    input, rois = example(4, seed=0)
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(model, (input.clone().requires_grad_(grad), rois))
+        torch.jit.save(traced, tmp_path / "traced.pt")
+        loaded = torch.jit.load(tmp_path / "traced.pt")
+        for each in (traced, loaded):
+            assert_same(each, model, (4, 9, 0, 30))
+    if grad:
+        for pool in (traced, loaded):
+            input, rois = example(9, seed=5)
+            leaves = [(input.clone().requires_grad_(), rois.clone().requires_grad_(name != "pool")) for _ in range(2)]
+            for _ in range(2):  # the second run is the one that TorchScript has optimised
+                for each, (map, boxes) in zip((pool, model), leaves, strict=True):
+                    map.grad = boxes.grad = None
+                    each(map, boxes).square().sum().backward()
+            (actual, actual_boxes), (expected, expected_boxes) = leaves
+            torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(actual_boxes.grad, expected_boxes.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("pre_dispatch", [False, True])
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("name", MODULES)
+def test_make_fx(name: str, mode: str, pre_dispatch: bool) -> None:
+    model = MODULES[name]()
+    graph = make_fx(lambda input, rois: model(input, rois), tracing_mode=mode, pre_dispatch=pre_dispatch)(
+        *example(4, seed=0)
+    )
+    assert_same(graph, model, (4,) if mode != "symbolic" else (4, 9))
+
+
+@pytest.mark.parametrize("name", ["avg", "max", "prroi", "pool", "list"])
+def test_torch_fx(name: str) -> None:
+    """A call of ours is one node."""
+    model = MODULES[name]()
+    graph = torch.fx.symbolic_trace(model)
+    assert_same(graph, model, (4, 9, 0))
+    ours = [node for node in graph.graph.nodes if getattr(node.target, "__module__", "").startswith("roialign")]
+    assert len(ours) == 1
+
+
+def test_torch_fx_of_a_function_and_of_a_pyramid() -> None:
+    class Head(nn.Module):
+        def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+            return roialign.roi_align(input * 2, rois, output_size=2) + roialign.prroi_pool(input, rois, 2)
+
+    assert_same(torch.fx.symbolic_trace(Head()), Head(), (4, 9))
+    pyramid = MODULES["pyramid"]()
+    assert_same(torch.fx.symbolic_trace(pyramid), pyramid, (4, 9))
+
+
+class Backbone(nn.Module):
+    """A convolution and a pooler behind it."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.pool, self.head = nn.Conv2d(3, 4, 1), pool, nn.Flatten()
+
+    def forward(self, x: Tensor, boxes: Tensor) -> Tensor:
+        """Pool."""
+        return self.head(self.pool(self.conv(x), boxes))
+
+
+@pytest.mark.parametrize("kind", ["ours", "torchvision's after accelerate"])
+def test_feature_extraction(kind: str) -> None:
+    ours = kind == "ours"
+    model = Backbone(RoIAlign(2, 0.5, 2) if ours else torchvision.ops.RoIAlign(2, 0.5, 2)).eval()
+    if not ours:
+        roialign.accelerate(model)
+    names, _ = get_graph_node_names(model)
+    assert names == ["x", "boxes", "conv", "pool.roi_align", "head"]
+    x, rois = example(5, seed=3)
+    found = create_feature_extractor(model, ["conv", "pool.roi_align"])(x, rois)
+    assert_pooled(found["pool.roi_align"], roialign.roi_align(model.conv(x), rois, 2, 0.5, 2), found["conv"])
+
+
+SCRIPTED = [name for name in MODULES if name not in ("list", "pyramid")]
+
+
+@pytest.mark.parametrize("name", SCRIPTED)
+def test_jit_script(name: str, tmp_path: Path) -> None:
+    """A tensor and a list of boxes, saved and loaded, with gradients to both."""
+    model = MODULES[name]()
+    scripted = torch.jit.script(model)
+    torch.jit.save(scripted, tmp_path / "scripted.pt")
+    for each in (scripted, torch.jit.load(tmp_path / "scripted.pt")):
+        assert_same(each, model, (4, 0, 9))
+        input, rois = example(6, seed=1)
+        parts = [rois[rois[:, 0] == image, 1:] for image in range(2)]
+        assert_pooled(each(input, parts), model(input, parts), input)
+        found = []
+        for pool in (each, model):
+            leaf, boxes = input.clone().requires_grad_(), rois.clone().requires_grad_(name != "pool")
+            pool(leaf, boxes).square().sum().backward()
+            found.append((leaf.grad, boxes.grad))
+        torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+    assert type(model) in (RoIAlign, RoIPool, PrRoIPool)
+
+
+@pytest.mark.parametrize(
+    "pooler", [MultiScaleRoIAlign(["0", "1"], (2, 3), 2, mode="max"), MultiScaleRoIAlign(["1"], 2, 0)]
+)
+def test_jit_script_of_a_pyramid(pooler: nn.Module) -> None:
+    scripted = torch.jit.script(pooler)
+    x, rois = example(9, seed=2)
+    features = {"0": x, "1": nn.functional.avg_pool2d(x, 2)}
+    boxes = [rois[:5, 1:], rois[5:, 1:]]
+    shapes = [(24, 28), (20, 26)]
+    assert_pooled(scripted(features, boxes, shapes), pooler(features, boxes, shapes), x)
+    with pytest.raises(Exception, match="no level '0'" if "0" in pooler.featmap_names else "no level '1'"):
+        scripted({"a": x}, boxes, shapes)
+
+
+def test_jit_script_of_functions() -> None:
+    """Called from a user's scripted function, with torchvision's defaults and with ours."""
+    source = Path(__file__).parent / "scripted_functions.py"
+    code = (
+        "import warnings; warnings.simplefilter('ignore')\n"
+        f"import runpy; runpy.run_path({str(source)!r}, run_name='__main__')\n"
+    )
+    assert run_python(code, roialign.backends._Forced.name or "").split() == ["0.0"] * 6
+
+
+def test_jit_script_tells_what_is_wrong() -> None:
+    """The same checks and the same words as in Python, whatever TorchScript makes of the exception's type."""
+    scripted = torch.jit.script(RoIAlign(2, 1.0, 2))
+    input, rois = example(2, seed=0)
+    with pytest.raises(Exception, match="boxes: got a tensor of shape"):
+        scripted(input, rois[:, :4])
+    rois[1, 0] = 7
+    with pytest.raises(Exception, match="row 1 has batch index 7"):
+        scripted(input, rois)
+    with pytest.raises(Exception, match="expected float16, bfloat16, float32 or float64"):
+        scripted(input.long(), rois)
+
+
+@pytest.mark.parametrize("name", [*SCRIPTED, "list", "pyramid"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_meta(name: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """Shape, dtype and layout of the output, and of the gradients, are those of the real call."""
+    model = MODULES[name]()
+    input, rois = example(5 if name != "list" else 6, seed=0)
+    found: list[list[Any]] = []
+    for device in ("cpu", "meta"):
+        leaf = input.to(device, dtype, memory_format=layout).requires_grad_()
+        boxes = rois.to(device).requires_grad_(name != "pool")
+        pooled = model(leaf, boxes)
+        pooled.sum().backward()
+        tensors = [pooled, leaf.grad, *([boxes.grad] if name != "pool" else [])]
+        assert all(tensor.device.type == device for tensor in tensors)
+        found.append([(tensor.shape, tensor.dtype, tensor.stride()) for tensor in tensors])
+    assert found[0] == found[1]
+
+
+def test_meta_refuses_what_a_call_refuses() -> None:
+    input, rois = (tensor.to("meta") for tensor in example(2, seed=0))
+    with pytest.raises(ValueError, match="expected it on the input's device, meta"):
+        roialign.roi_align(input, rois.new_empty(rois.shape, device="cpu"), 2)
+    with pytest.raises(ValueError, match="on an empty feature map"):
+        roialign.roi_pool(input[:, :, :0], rois, 2)
+
+
+def test_warnings_of_the_tracer_are_not_ours() -> None:
+    """A list of boxes and a pyramid make many questions of sizes; none of them is recorded."""
+    for name in MODULES:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", torch.jit.TracerWarning)
+            torch.jit.trace(MODULES[name](), example(4, seed=0))
