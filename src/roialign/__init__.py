@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import backends
 from .functional import prroi_pool, roi_align, roi_pool
-from .integrations import torchscript  # noqa: F401, it registers itself with PyTorch
+from .integrations import onnx_legacy, torchscript  # noqa: F401, they register themselves with PyTorch
 from .integrations.export import decomposition_table
 from .integrations.onnx import onnx_translation_table
 from .integrations.torchvision import accelerate

@@ -11,6 +11,8 @@ from ..backends import native  # noqa: F401, it registers torch.ops.roialign.poo
 
 __all__ = ["onnx_translation_table"]
 
+INT64, DOUBLE = 7, 11  # of ONNX's TensorProto
+
 AOT = "deploy with AOTInductor, which runs our own operator (see the documentation on ONNX Runtime)"
 REFUSED = {
     "max": "ONNX's RoiAlign takes the maximum over a sample's four weighted corners, not over interpolated samples as "
@@ -50,58 +52,63 @@ def onnx_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         raise ImportError(f"ONNX export needs {error.name}; install it with: pip install 'roialign[onnx]'") from error
     op: Any = opset18  # Python's numbers become constants, which its annotations do not say
 
-    def pool(
-        features: Sequence[Any],
-        rois: Any,
-        level: Any,
-        kind: str,
-        output_size: Sequence[int],
-        scales: Sequence[float],
-        sampling_ratio: int,
-        aligned: bool,
-    ) -> Any:
-        if kind in REFUSED:
-            raise NotImplementedError(f"roialign: {REFUSED[kind]}.")
-        floats = {str(tensor.dtype): tensor.dtype for tensor in (*features, rois)}
-        if "DOUBLE" in floats and len(floats) > 1:
-            raise NotImplementedError(
-                "roialign: ONNX's RoiAlign wants map and boxes of one dtype, but the boxes are float64 and the map is "
-                "not. Pass boxes.float(), or the map as float64."
-            )
-
-        positions = rois.dtype
-
-        def node(feature: Any, rois: Any, y: float, x: float) -> Any:
-            if feature.dtype != positions:  # halves; the boxes are float32
-                feature = op.Cast(feature, to=positions)
-            scale = y
-            if y != x:  # ONNX has one scale, so scale the boxes
-                rois, scale = op.Mul(rois, op.Cast(op.Constant(value_floats=[1.0, x, y, x, y]), to=positions)), 1.0
-            if kind == "cells":
-                return op.MaxRoiPool(feature, rois, pooled_shape=list(output_size), spatial_scale=scale)
-            image = op.Cast(op.Squeeze(op.Slice(rois, [0], [1], [1]), [1]), to=7)  # int64
-            return op.RoiAlign(
-                feature,
-                op.Slice(rois, [1], [5], [1]),
-                image,
-                coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
-                mode="avg",
-                output_height=output_size[0],
-                output_width=output_size[1],
-                sampling_ratio=sampling_ratio,
-                spatial_scale=scale,
-            )
-
-        pairs = zip(scales[::2], scales[1::2], strict=True)
-        if level is None:
-            pooled = node(features[0], rois, *next(pairs))
-        else:
-            rows = [op.Reshape(op.NonZero(op.Equal(level, index)), [-1]) for index in range(len(features))]
-            levels = zip(features, rows, pairs, strict=True)
-            parts = [node(feature, op.Gather(rois, row), *pair) for feature, row, pair in levels]
-            mixed = op.Concat(*parts, axis=0)
-            # Every row has its place, so what they are scattered into is overwritten and does not matter.
-            pooled = op.ScatterND(mixed, op.Unsqueeze(op.Concat(*rows, axis=0), [1]), mixed)
-        return pooled if features[0].dtype == positions else op.Cast(pooled, to=features[0].dtype)
+    def pool(features: Sequence[Any], *arguments: Any) -> Any:
+        return write_pool(op, lambda value: int(value.dtype), features, *arguments)
 
     return {torch.ops.roialign.pool.default: pool}
+
+
+def write_pool(
+    op: Any,
+    dtype_of: Callable[[Any], int],
+    features: Sequence[Any],
+    rois: Any,
+    level: Any,
+    kind: str,
+    output_size: Sequence[int],
+    scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+) -> Any:
+    """``torch.ops.roialign.pool`` as ONNX's nodes, which are the methods of ``op``; ``dtype_of`` tells ONNX's types."""
+    if kind in REFUSED:
+        raise NotImplementedError(f"roialign: {REFUSED[kind]}.")
+    positions, pixels = dtype_of(rois), dtype_of(features[0])
+    if DOUBLE in (positions, pixels) and positions != pixels:
+        raise NotImplementedError(
+            "roialign: ONNX's RoiAlign wants map and boxes of one dtype, but the boxes are float64 and the map is "
+            "not. Pass boxes.float(), or the map as float64."
+        )
+
+    def node(feature: Any, rois: Any, y: float, x: float) -> Any:
+        if pixels != positions:  # halves; the boxes are float32
+            feature = op.Cast(feature, to=positions)
+        scale = y
+        if y != x:  # ONNX has one scale, so scale the boxes
+            rois, scale = op.Mul(rois, op.Cast([1.0, x, y, x, y], to=positions)), 1.0
+        if kind == "cells":
+            return op.MaxRoiPool(feature, rois, pooled_shape=list(output_size), spatial_scale=scale)
+        image = op.Cast(op.Squeeze(op.Slice(rois, [0], [1], [1]), [1]), to=INT64)
+        return op.RoiAlign(
+            feature,
+            op.Slice(rois, [1], [5], [1]),
+            image,
+            coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
+            mode="avg",
+            output_height=output_size[0],
+            output_width=output_size[1],
+            sampling_ratio=sampling_ratio,
+            spatial_scale=scale,
+        )
+
+    pairs = zip(scales[::2], scales[1::2], strict=True)
+    if level is None:
+        pooled = node(features[0], rois, *next(pairs))
+    else:
+        rows = [op.Reshape(op.NonZero(op.Equal(level, index)), [-1]) for index in range(len(features))]
+        levels = zip(features, rows, pairs, strict=True)
+        parts = [node(feature, op.Gather(rois, row), *pair) for feature, row, pair in levels]
+        mixed = op.Concat(*parts, axis=0)
+        # Every row has its place, so what they are scattered into is overwritten and does not matter.
+        pooled = op.ScatterND(mixed, op.Unsqueeze(op.Concat(*rows, axis=0), [1]), mixed)
+    return pooled if pixels == positions else op.Cast(pooled, to=pixels)
