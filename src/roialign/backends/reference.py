@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from .. import axis
 from ..boxes import batch_index, pool_by_level, usable
 from . import tracing
+from .core import is_channels_last
 
 CHUNK = 2**23  # elements of the largest intermediate of one chunk
 
@@ -47,7 +48,8 @@ def roi_align(
             out = torch.where((level == index)[:, None, None, None], candidate, out)
         return out
     batch_index(rois[:, 0].detach(), features[0].shape[0])  # here, where a message can name the caller's row
-    return pool_by_level(level, len(features), lambda i, row: pool(features[i], rois[row], scales=scales[i]))
+    out = pool_by_level(level, len(features), lambda i, row: pool(features[i], rois[row], scales=scales[i]))
+    return laid_out_as(features[0], out)
 
 
 def _align(
@@ -158,7 +160,7 @@ def _over_boxes(
         maps = (work if images == 1 else work.index_select(0, index[box]))[:, channel]
         return pool(maps, rois[box])
 
-    with torch.autocast(input.device.type, enabled=False):
+    with torch.autocast("cpu" if input.is_meta else input.device.type, enabled=False):  # meta tensors know no autocast
         if tracing.hides_values(input, rois):
             out = part(slice(None), slice(None))
         else:
@@ -174,7 +176,7 @@ def _over_boxes(
                 for k in range(0, max(1, boxes), some_boxes)
             ])  # fmt: skip
     out = torch.where(valid[:, None, None, None], out, torch.nan).to(input.dtype)
-    return out.contiguous(memory_format=torch.channels_last) if _is_channels_last(input) else out
+    return laid_out_as(input, out)
 
 
 def _contract(maps: Tensor, ay: Tensor, ax: Tensor) -> Tensor:
@@ -207,7 +209,8 @@ def _samples(window: axis.Window, sampling_ratio: int, length: int) -> int:
     return int(torch.cat([window.grid, window.grid.new_ones(1)]).nan_to_num(most, most).max().clamp(1, most))
 
 
-def _is_channels_last(input: Tensor) -> bool:
-    if tracing.transforms():
-        return False
-    return input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
+def laid_out_as(input: Tensor, out: Tensor) -> Tensor:
+    """Channels_last in gives channels_last out; a transform of ``torch.func`` does not tell the layout."""
+    if tracing.transforms() or not is_channels_last(input):
+        return out
+    return out.contiguous(memory_format=torch.channels_last)

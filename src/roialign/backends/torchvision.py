@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..boxes import batch_index, pool_by_level, usable
 from . import reference, tracing
-from .core import is_channels_last
 
 DEVICES = ("cuda", "xpu", "mps")
 
@@ -73,7 +72,7 @@ def roi_align(
     def pool(index: int, row: Tensor) -> Tensor:
         return _pool("roi_align", features[index], rois[row], output_size, scales[index], how)
 
-    return pool_by_level(level, len(features), pool)
+    return reference.laid_out_as(features[0], pool_by_level(level, len(features), pool))
 
 
 def prroi_pool(input: Tensor, rois: Tensor, output_size: tuple[int, int], scales: tuple[float, float]) -> Tensor:
@@ -103,7 +102,7 @@ def _pool(
     with torch.autocast(input.device.type, enabled=False):
         pooled: Tensor = _Pool.apply(input.to(rois.dtype), safe, name, size, scales[0], how)
     out = torch.where(valid[:, None, None, None], pooled, torch.nan).to(input.dtype)
-    return out.contiguous(memory_format=torch.channels_last) if is_channels_last(input) else out
+    return reference.laid_out_as(input, out)
 
 
 class _Pool(torch.autograd.Function):
