@@ -158,7 +158,7 @@ def detector_step(image: Tensor, boxes: Tensor, note: Note) -> None:
 
 def detect_trees(path: Path, note: Note) -> None:
     """The package's detector on the part of a photo that was held out of its training, beside the truth."""
-    from .detection import Found, detect, load_detector
+    from .detection import detect, load_detector
     from .detection.data import CocoData, open_photo
     from .detection.evaluation import evaluate_found
     from .detection.pictures import draw_beside
@@ -168,7 +168,6 @@ def detect_trees(path: Path, note: Note) -> None:
     entry = next(entry for entry in data.entries if entry.file.name == "YELL_lower.jpg")
     (found,) = detect(model, [open_photo(entry.file, entry.width, entry.height)])
     ap50 = evaluate_found(data, {entry.id: found}).metrics["AP50"]
-    sure = found.scores >= model.card["metrics"]["score_threshold"]
-    right, wrong = draw_beside(entry, Found(found.boxes[sure], found.scores[sure], found.labels[sure]), path)
+    right, wrong = draw_beside(entry, found.above(model.card["metrics"]["score_threshold"]), path)
     note("found", f"{right} of {len(entry.boxes)} trees, and {wrong} boxes that are none")
     note("AP50", f"{ap50:.3f}")

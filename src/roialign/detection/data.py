@@ -16,17 +16,21 @@ from torch.utils.data import Dataset, Sampler
 
 from .images import Photo
 
+ImageId = int | str  # as the annotations have it
+
 
 class Entry(NamedTuple):
     """An image of a data set and its boxes."""
 
-    id: int
+    id: ImageId
     file: Path
     width: int
     height: int
     boxes: Tensor  # [N, 4] float32: x1, y1, x2, y2 in pixels
     labels: Tensor  # [N] int64, from 1
-    crowds: Tensor  # [M, 4] float32: where boxes are not told apart; detections there are neither right nor wrong
+    crowds: Tensor  # [M, 4] float32: where boxes are not told apart; detections of the class are no fault there
+    crowd_labels: Tensor  # [M] int64
+    areas: Tensor  # [N] float32: the objects', which may be less than their boxes'
 
 
 class CocoData:
@@ -56,7 +60,9 @@ class CocoData:
             label = {category: index for index, category in enumerate(self.category_ids, 1)}
             boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in self.content["images"]}
             labels: dict[int, list[int]] = {image: [] for image in boxes}
+            areas: dict[int, list[float]] = {image: [] for image in boxes}
             crowds: dict[int, list[list[float]]] = {image: [] for image in boxes}
+            crowd_labels: dict[int, list[int]] = {image: [] for image in boxes}
             self.left_out = 0
             sizes = {image["id"]: (image["width"], image["height"]) for image in self.content["images"]}
             for annotation in self.content["annotations"]:
@@ -67,9 +73,12 @@ class CocoData:
                     self.left_out += 1
                 elif annotation.get("iscrowd"):
                     crowds[annotation["image_id"]].append(box)
+                    crowd_labels[annotation["image_id"]].append(label[annotation["category_id"]])
                 else:
+                    area = (box[2] - box[0]) * (box[3] - box[1])
                     boxes[annotation["image_id"]].append(box)
                     labels[annotation["image_id"]].append(label[annotation["category_id"]])
+                    areas[annotation["image_id"]].append(min(area, float(annotation.get("area", area))))
         except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
             kind = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{self.path}: not a COCO detection file: {kind}") from None
@@ -81,6 +90,8 @@ class CocoData:
                 torch.tensor(boxes[image["id"]]).reshape(-1, 4),
                 torch.tensor(labels[image["id"]], dtype=torch.int64),
                 torch.tensor(crowds[image["id"]]).reshape(-1, 4),
+                torch.tensor(crowd_labels[image["id"]], dtype=torch.int64),
+                torch.tensor(areas[image["id"]], dtype=torch.float32),
             )
             for image in self.content["images"]
         ]

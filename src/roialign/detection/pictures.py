@@ -58,11 +58,9 @@ def draw_worst(data: CocoData, report: Report, path: Path, rows: int = 5) -> int
     wrong: list[tuple[float, int, Tensor]] = []
     missed: list[tuple[float, int, Tensor]] = []
     for index, entry in enumerate(data.entries):
-        each = report.found[entry.id]
-        sure = each.scores >= threshold
-        each = Found(each.boxes[sure], each.scores[sure], each.labels[sure])
+        each = report.found[entry.id].above(threshold)
         to_truth, to_found = match(each, entry)
-        false = (to_truth < 0) & ~within_crowds(each.boxes, entry)
+        false = (to_truth < 0) & ~within_crowds(each, entry)
         wrong += [(float(s), index, box) for s, box in zip(each.scores[false], each.boxes[false], strict=True)]
         left = entry.boxes[to_found < 0]
         missed += [(float((box[2:] - box[:2]).prod()), index, box) for box in left]
@@ -90,7 +88,7 @@ def draw_beside(entry: Entry, found: Found, path: Path) -> tuple[int, int]:
     """Save what was found above what is true, matched at IoU 0.5; returns how many are right and how many wrong."""
     to_truth, to_found = match(found, entry)
     right, hit = to_truth >= 0, to_found >= 0
-    unjudged = ~right & within_crowds(found.boxes, entry)
+    unjudged = ~right & within_crowds(found, entry)
     wrong = ~right & ~unjudged
     photo = open_photo(entry.file, entry.width, entry.height)
     pyplot = _pyplot()

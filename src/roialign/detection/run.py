@@ -321,8 +321,7 @@ def detect_files(
         for found in detect(model, readable(), tile=tile, overlap=overlap, batch=batch):
             file = next(iter(photos))
             photo = photos.pop(file)
-            sure = found.scores >= score
-            found = Found(found.boxes[sure], found.scores[sure], found.labels[sure])
+            found = found.above(score)
             pictures.draw_found(photo, found, out / drawn[file])
             _record(records, photo, found)
             best = f"{float(found.scores[0]):.2f}" if len(found.scores) else "-"

@@ -25,6 +25,11 @@ class Found(NamedTuple):
     scores: Tensor  # [N] float32
     labels: Tensor  # [N] int64, from 1
 
+    def above(self, score: float) -> Found:
+        """Those of at least this score."""
+        sure = self.scores >= score
+        return Found(self.boxes[sure], self.scores[sure], self.labels[sure])
+
 
 class _Tile(NamedTuple):
     photo: int
