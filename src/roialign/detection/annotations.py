@@ -189,7 +189,7 @@ def _category(record: dict[str, Any]) -> tuple[int, str]:
 
 
 def _image(record: dict[str, Any]) -> tuple[ImageId, _Image]:
-    name = _take(record, "id", _id, "a whole number or text")
+    name: ImageId = _take(record, "id", _id, "a whole number or text")
     file = _take(record, "file_name", lambda value: value if isinstance(value, str) else None, "text")
     # Both must be right if they are there, and there to be of use.
     size = [_take(record, key, _length, "a whole number from 1") for key in ("width", "height") if key in record]
@@ -197,7 +197,7 @@ def _image(record: dict[str, Any]) -> tuple[ImageId, _Image]:
 
 
 def _box(record: dict[str, Any], images: Mapping[ImageId, int], categories: Mapping[int, str]) -> _Box:
-    image = _take(record, "image_id", _id, "a whole number or text")
+    image: ImageId = _take(record, "image_id", _id, "a whole number or text")
     if image not in images:
         raise ValueError(f"image_id: got {_shown(image)}, which no image has as its id")
     category = _take(record, "category_id", _whole, "a whole number")
@@ -243,7 +243,7 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value == value.encode("utf-8", "ignore").decode() else None
 
 
-def _id(value: Any) -> ImageId | None:
+def _id(value: Any) -> Any:
     return _text(value) if isinstance(value, str) else _whole(value)
 
 

@@ -36,8 +36,7 @@ class CocoData:
         entries: the images with their boxes, in the file's order: the one truth of training and of all measures.
         classes: the names of the classes, from label 1.
         category_ids: their ids in the file.
-        notes: what the user should be told, a line each: boxes left out and why, images outside the folder, what is
-            peculiar about images.
+        notes: what the user should be told, a line each: boxes left out and why, images outside the folder.
 
     Raises:
         FileNotFoundError: the annotations or some images are not there.
