@@ -103,20 +103,21 @@ def read_tiff(file: BinaryIO, most: int) -> tuple[Image.Image, str]:
 
 
 def _show(values: Array, kind: int, extra: tuple[int, ...]) -> tuple[Image.Image, str]:
-    bands = values.shape[-1]
+    bands, whole = values.shape[-1], values.dtype.kind != "f"
     used = 4 if kind == SEPARATED else 3 if bands >= 3 else 1
-    colour = values[..., :used]
-    white = np.iinfo(values.dtype).max if kind == SEPARATED else white_of(largest_of(colour), values.dtype.kind != "f")
-    planes = [to_8_bits(colour, white)] * (3 if used == 1 else 1)
-    mode = "CMYK" if kind == SEPARATED else "RGB"
-    if bands > used and len(extra) == bands - used and extra[0] in (1, 2):  # alpha, multiplied in already or not
-        cover = values[..., used : used + 1]
-        planes.append(to_8_bits(cover, white_of(largest_of(cover), values.dtype.kind != "f")))
-        mode, used = "RGBa" if extra[0] == 1 else "RGBA", used + 1
-    shown = {1: "the first is shown as grey", 2: "the first is shown as grey", 3: "the first three are shown"}
-    note = f"{bands} bands: {shown.get(used, 'the first four are shown')}" if bands > used else ""
+    colour, mode = values[..., :used], "CMYK" if kind == SEPARATED else "RGB"
+    white = np.iinfo(values.dtype).max if kind == SEPARATED else white_of(largest_of(colour), whole)
+    cover = []
+    if bands > used and len(extra) == bands - used and extra[0] in (1, 2):
+        alpha = values[..., used : used + 1]
+        opaque = white_of(largest_of(alpha), whole)
+        mode, used, cover = "RGBA", used + 1, [to_8_bits(alpha, opaque)]
+        if extra[0] == 1:  # the colours are multiplied by it already, so it tells how bright they were
+            mode, white = "RGBa", max(white, opaque)
+    planes = [to_8_bits(colour, white)] * (3 if colour.shape[-1] == 1 else 1) + cover
+    note = f"{bands} bands: {'the first is' if used == 1 else f'the first {used} are'} shown" if bands > used else ""
     if kind == GREY and bands > 3:
-        note = f"{bands} bands: the first three are taken as red, green and blue"
+        note = f"{bands} bands: the first 3 are taken as red, green and blue"
     data = np.concatenate(planes, -1).tobytes()
     return Image.frombytes(mode, (values.shape[1], values.shape[0]), data), note
 
