@@ -6,7 +6,6 @@ Nothing is ever unpickled. PyTorch's own ``.pth`` files are read with ``weights_
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,30 +17,20 @@ from torch import Tensor
 from torchvision.models import get_weight
 from torchvision.models.detection import FasterRCNN
 
+from ..outputs import write_atomically
 from .model import build_detector
 
 KEY = "roialign"  # of the JSON in a safetensors header
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file's content so that whoever reads it, even after a crash, finds the old or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")  # one name: what a crash left is overwritten next time
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write tensors and a description atomically."""
+def pack_tensors(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> bytes:
+    """The content of a file of tensors with a description."""
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(flat, {KEY: json.dumps(description)}))
+    return save(flat, {KEY: json.dumps(description)})
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """The JSON that :func:`save_tensors` wrote.
+    """The JSON that :func:`pack_tensors` wrote.
 
     Raises:
         ValueError: the file is no safetensors file, or has no such description.
@@ -70,11 +59,16 @@ def save_detector(model: FasterRCNN, path: str | Path, *, half: bool = False, **
         half: store matrices and kernels in float16, vectors in float32: half the size.
         card: anything JSON can hold to tell about the model; :func:`load_detector` gives it back as ``model.card``.
     """
+    write_atomically(Path(path), pack_detector(model, half=half, **card))
+
+
+def pack_detector(model: FasterRCNN, *, half: bool = False, **card: Any) -> bytes:
+    """The content of the file that :func:`save_detector` writes."""
     state = {
         name: tensor.half() if half and tensor.is_floating_point() and tensor.dim() > 1 else tensor
         for name, tensor in model.state_dict().items()
     }
-    save_tensors(Path(path), state, {"model": model.description, "card": {**getattr(model, "card", {}), **card}})
+    return pack_tensors(state, {"model": model.description, "card": {**getattr(model, "card", {}), **card}})
 
 
 def load_detector(path: str | Path | None = None) -> FasterRCNN:

@@ -104,6 +104,8 @@ class CocoData:
     def split(self, fraction: float, seed: int) -> tuple[CocoData, CocoData]:
         """Two parts of whole images, the second with about ``fraction`` of them and at least one.
 
+        By chance, but the first has boxes if there are any, and the second if two images have some.
+
         Raises:
             ValueError: there are too few images for two parts.
         """
@@ -112,7 +114,14 @@ class CocoData:
             raise ValueError(f"{self.path}: {len(self.entries)} images cannot be split; name a second file with --val")
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.entries), generator=generator).tolist()
-        return self._part(sorted(order[held:])), self._part(sorted(order[:held]))
+        first, second = order[held:], order[:held]
+        full = {index for index in order if len(self.entries[index].boxes)}
+        # A part that chance left without boxes gets an image with some, if the other can spare one.
+        for poor, rich, spared in ((first, second, 0), (second, first, 1)):
+            there = [place for place, index in enumerate(rich) if index in full]
+            if not full.intersection(poor) and len(there) > spared:
+                poor[-1], rich[there[-1]] = rich[there[-1]], poor[-1]
+        return self._part(sorted(first)), self._part(sorted(second))
 
     def _part(self, indices: Sequence[int]) -> CocoData:
         part = object.__new__(CocoData)
