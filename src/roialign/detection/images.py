@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".ppm", ".pgm")
@@ -81,6 +81,18 @@ class Photo:
             part = self.crop((0, top, self.width, min(self.height, top + strip)))
             out.paste(part.reduce(factor), (0, top // factor))
         return out
+
+
+def read_size(path: str | Path, upright: bool = True) -> tuple[int, int]:
+    """Width and height in pixels from the file's head, as :class:`Photo` will have them.
+
+    Raises:
+        DamagedImageError: as Photo.
+    """
+    with Image.open(path) as image:
+        width, height = image.size
+        turned = upright and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (height, width) if turned else (width, height)
 
 
 def to_tensor(image: Image.Image) -> Tensor:

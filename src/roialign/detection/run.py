@@ -134,8 +134,8 @@ def train(
                 f"{len(data.entries)} images, {len(data.boxes)} boxes, {judged}; {len(trainer.batches)} steps an epoch "
                 f"on {trainer.accelerator.num_processes} x {trainer.device.type}; the model sees {out / SHEET}",
             )
-            if data.left_out:
-                say(console, f"{data.left_out} boxes without area were left out", "yellow")
+            for note in (*data.notes, *(held.notes if held and val else ())):
+                say(console, note, "yellow")
             if blind:
                 say(console, "no boxes in the images to judge by: no epoch is judged and the last is kept", "yellow")
             if done:
@@ -268,8 +268,8 @@ def evaluate(
             found = {entry.id: each for entry, each in zip(entries, results, strict=True)}
         report = evaluate_found(data, found)
         console.print(_table(data, report))
-        if data.left_out:
-            say(console, f"{data.left_out} boxes without area were left out", "yellow")
+        for note in data.notes:
+            say(console, note, "yellow")
         with folder.open(CURVE) as curve:
             pictures.plot_curve(report, curve)
         with folder.open(WORST) as worst:
