@@ -28,7 +28,7 @@ def _plain_errors(command: str) -> Iterator[None]:
     """What is wrong with the input is said in a line, without a traceback."""
     try:
         yield
-    except (ValueError, ArithmeticError, OSError) as error:
+    except (ValueError, ArithmeticError, OSError, ModuleNotFoundError) as error:
         sys.exit(shown(f"roialign {command}: {error}"))
 
 

@@ -99,7 +99,7 @@ def train(
     if scale is None:
         sides = (data.boxes[:, 2:] - data.boxes[:, :2]).prod(1).sqrt()
         scale = min(2.0, max(0.25, round(4 * OBJECT / float(sides.median())) / 4))
-    usual = round(INPUT / scale / 32) * 32
+    usual = max(64, round(INPUT / scale / 32) * 32)
     settings = Settings(**{**settings.__dict__, "crop": crop or usual})
     if not resume and (out / STATE).exists():
         raise FileExistsError(f"{out}: has a training already; continue it with --resume or name another folder")

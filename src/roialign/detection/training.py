@@ -26,6 +26,7 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from ..outputs import Folder
 from .checkpoint import pack_detector, pack_tensors, read_description
 from .data import CocoData, EpochBatches, Sample, TrainingViews, open_photo
+from .description import SMALLEST, check_card, check_model
 from .evaluation import Report, evaluate_found
 from .model import memory_format
 from .tiles import detect
@@ -124,7 +125,8 @@ class Trainer:
         out: Path | Folder,
         card: dict[str, Any] | None = None,
     ) -> None:
-        self.settings, self.data, self.held = settings, data, held
+        self.settings, self.data = settings, data
+        self.held = held if held is not None and len(held.boxes) else None  # without boxes there is nothing to judge by
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=settings.precision)
         self.device = self.accelerator.device
         main = self.accelerator.is_main_process
@@ -132,7 +134,9 @@ class Trainer:
         if main:
             self.folder.claim(STATE, BEST)
         classes = {"classes": data.classes, "category_ids": data.category_ids}
-        model.card = {**classes, "tile": settings.crop, **(card or {})}
+        model.card = {**classes, "tile": max(SMALLEST, settings.crop), **(card or {})}
+        check_model(model.description)  # and not when an epoch is done and shall be saved
+        check_card(model.card, model.description)
         self.samplers = [SeededSampler(head.fg_bg_sampler) for head in (model.rpn, model.roi_heads)]
         model.rpn.fg_bg_sampler, model.roi_heads.fg_bg_sampler = self.samplers
         model.to(memory_format=memory_format(self.device))
