@@ -78,8 +78,8 @@ def explain(
     from .explain.figures import save
 
     console = make_console()
-    photo = None if image is None else read_image(image)
     try:
+        photo = None if image is None else read_image(image)
         check_files((out, html, values), [image])
         told = explained(size, box, output_size, scale, sampling_ratio, aligned, mode=mode, image=photo)
         if out is not None:

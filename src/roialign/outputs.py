@@ -70,7 +70,6 @@ class Folder:
 
     Args:
         path: the folder; it is made.
-        inputs: what the command reads, which is not written over even if it is ours.
         writes: False in a process that only looks on while another writes.
 
     Raises:
@@ -78,9 +77,9 @@ class Folder:
         OSError: it cannot be made or written to.
     """
 
-    def __init__(self, path: str | Path, inputs: Iterable[str | Path | None] = (), writes: bool = True) -> None:
+    def __init__(self, path: str | Path, writes: bool = True) -> None:
         self.path = Path(path)
-        self._inputs = _identities(inputs)
+        self._inputs: set[tuple[int, int]] = set()
         self._left: dict[str, set[str]] = {}  # by name, the digests of what was written
         self._claimed = {_alike(LOG)}
         self._numbers: dict[str, int] = {}
@@ -102,6 +101,10 @@ class Folder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    def protect(self, inputs: Iterable[str | Path | None]) -> None:
+        """What the command reads is not written over, even if a run of ours has left it."""
+        self._inputs |= _identities(inputs)
 
     def claim(self, *names: str) -> None:
         """Say before the work what will be written.

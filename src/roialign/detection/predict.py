@@ -82,12 +82,13 @@ def detect_files(
     table = Table(title="Detections", title_justify="left")
     for heading in ("image", "size", "boxes", "best score"):
         table.add_column(heading, overflow="fold")
-    with Folder(out, [*files, weights]) as folder, progress_bar(console) as progress:
-        folder.claim(RECORDS)
-        own = [file for file in files if folder.wrote(file)]
+    with Folder(out) as folder, progress_bar(console) as progress:
+        own = {file for file in files if folder.wrote(file)}
         if own:
             say(console, f"{len(own)} files are left out: they are what roialign drew in {out}", "yellow")
             files = [file for file in files if file not in own]
+        folder.protect([*files, weights])
+        folder.claim(RECORDS)
         task = progress.add_task("detecting", total=len(files))
 
         def readable() -> Iterator[Photo]:

@@ -104,8 +104,9 @@ def train(
     if not resume and (out / STATE).exists():
         raise FileExistsError(f"{out}: has a training already; continue it with --resume or name another folder")
     main = processes().is_main_process
-    with Folder(out, [annotations, val, weights], writes=main) as folder:
+    with Folder(out, writes=main) as folder:
         if main:
+            folder.protect([annotations, val, weights])
             folder.claim(recipe.RECIPE, SHEET, LOG, PLOT)
         start = _start(backbone, weights, console if main else None)
         torch.manual_seed(settings.seed)
@@ -259,7 +260,8 @@ def evaluate(
         raise ValueError(f"{data.path}: its classes are {data.classes}; the detector's are {classes}")
     inputs = [data.path, weights, *(entry.file for entry in data.entries)]
     check_files([json_file, *(out / name for name in (CURVE, WORST, RECORDS))], inputs)
-    with Folder(out, inputs) as folder:
+    with Folder(out) as folder:
+        folder.protect(inputs)
         folder.claim(CURVE, WORST, RECORDS)
         photos = (open_photo(entry.file, entry.width, entry.height) for entry in data.entries)
         with progress_bar(console) as progress:
