@@ -293,6 +293,14 @@ def test_images_outside_their_folder_are_named(photos: Path, tmp_path: Path) -> 
         assert note == f"{tmp_path / 'c.json'}: 1 images lie outside {photos}: {name!r}"
 
 
+def test_frames_and_bands_that_are_not_shown_are_named(photos: Path, tmp_path: Path) -> None:
+    frames = [Image.new("L", (60, 50), value) for value in (10, 20, 30)]
+    frames[0].save(tmp_path / "b.gif", save_all=True, append_images=frames[1:])
+    (note,) = load(photos, tmp_path, put("images", 1, "file_name", str(tmp_path / "b.gif"))).notes[1:]
+    what = f"{str(tmp_path / 'b.gif')!r} (the first of 3 frames)"
+    assert note == f"{tmp_path / 'c.json'}: 1 images are not shown as a whole: {what}"
+
+
 def test_a_split_gives_either_part_boxes(tmp_path: Path) -> None:
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from roialign.data import PHOTO_FILE
 from roialign.detection import Found, detect
 from roialign.detection.data import CocoData, open_photo
 from roialign.detection.evaluation import evaluate_found, precision_recall
-from roialign.detection.images import FILL, DamagedImageError, Photo, find_images, passed_over, read_size
+from roialign.detection.images import FILL, DamagedImageError, Photo, find_images, passed_over, read_head
 from roialign.detection.pictures import draw_worst, plot_curve
 
 RAMP = (np.arange(20 * 30).reshape(20, 30) % 256).astype(np.uint8)
@@ -74,10 +75,11 @@ def test_tiffs_of_any_depth_and_number_of_bands(tmp_path: Path, planes: str, com
                 options = {"photometric": kind, "planarconfig": planes, "compression": compression}
                 tifffile.imwrite(tmp_path / "a.tif", (image * factor).astype(form), extrasamples=extra, **options)
                 assert np.abs(pixels(tmp_path / "a.tif").astype(int) - expected).max() <= 1, (form, kind)
-                assert read_size(tmp_path / "a.tif") == (30, 20)
-                if count > 3 and form != "u1":
-                    what = "taken as red, green and blue" if used == 1 else "shown"
-                    assert Photo(tmp_path / "a.tif").note == f"{count} bands: the first 3 are {what}"
+                head = read_head(tmp_path / "a.tif")
+                assert head == (30, 20, Photo(tmp_path / "a.tif").note)
+                what = {True: "the first is shown", used == 1: "the first 3 are taken as red, green and blue"}
+                what |= {used == 3: "the first 3 are shown", count == 2: "the first is shown", count == 3: ""}
+                assert head.note == (f"{count} bands: {what[True]}" if what[True] else "")
 
 
 @pytest.mark.parametrize("form", ["u1", "u2"])
@@ -106,7 +108,7 @@ def test_tiffs_are_upright(tmp_path: Path, orientation: int) -> None:
         tifffile.imwrite(tmp_path / "a.tif", (bands(3) * factor).astype(form), photometric="rgb", extratags=[tag])
         assert (pixels(tmp_path / "a.tif") == TURNS[orientation](bands(3))).all()
         photo = Photo(tmp_path / "a.tif")
-        assert read_size(tmp_path / "a.tif") == (photo.width, photo.height)
+        assert read_head(tmp_path / "a.tif") == (photo.width, photo.height, "")
 
 
 def png16(path: Path, values: np.ndarray[Any, Any]) -> None:
@@ -149,6 +151,34 @@ def test_16_bit_colour_that_pillow_cuts_is_right_or_refused(tmp_path: Path) -> N
         Photo(tmp_path / "a.ppm")
 
 
+def test_alpha_is_where_the_file_says(tmp_path: Path) -> None:
+    values = np.concatenate([bands(3), np.full((20, 30, 1), 255)], -1).astype(np.uint16) * 257
+    values[:10, :, 3] = 0
+    for kind, extra in (("minisblack", ["unspecified"] * 2 + ["unassalpha"]), ("rgb", ["unassalpha"])):
+        tifffile.imwrite(tmp_path / "a.tif", values, photometric=kind, extrasamples=extra)
+        got = pixels(tmp_path / "a.tif")
+        assert (got[:10] == FILL).all()
+        assert (got[10:] == bands(3)[10:]).all()
+    tifffile.imwrite(tmp_path / "a.tif", values[..., [0, 3, 1]], photometric="minisblack",
+                     extrasamples=["unassalpha", "unspecified"])  # fmt: skip
+    assert (pixels(tmp_path / "a.tif")[10:] == bands(3)[10:, :, :1]).all()
+    assert (pixels(tmp_path / "a.tif")[:10] == FILL).all()
+    assert Photo(tmp_path / "a.tif").note == "3 bands: the first is shown"
+
+
+def test_without_tifffile_the_upper_bits_serve_where_they_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, factor, compression in (("full", 257, "zlib"), ("few", 16, "zlib"), ("raw", 257, None)):
+        values = (bands(3) * factor).astype(np.uint16)
+        tifffile.imwrite(tmp_path / f"{name}.tif", values, photometric="rgb", compression=compression)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    assert (pixels(tmp_path / "full.tif") == bands(3)).all()
+    for name in ("few", "raw"):
+        with pytest.raises(
+            DamagedImageError, match=rf"{name}\.tif: needs tifffile: pip install 'roialign\[detection\]'"
+        ):
+            Photo(tmp_path / f"{name}.tif")
+
+
 def test_what_cannot_be_shown_rightly_is_refused(tmp_path: Path) -> None:
     grey = bands(1)[..., 0]
     for form in ("u2", "f4"):
@@ -181,7 +211,7 @@ def test_frames_after_the_first_are_mentioned(tmp_path: Path) -> None:
     for name in ("a.gif", "a.png", "a.tif", "a.webp"):
         options = {"lossless": True} if name == "a.webp" else {}
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
-        assert Photo(tmp_path / name).note == "the first of 3 frames", name
+        assert Photo(tmp_path / name).note == read_head(tmp_path / name).note == "the first of 3 frames", name
         assert (pixels(tmp_path / name)[..., 0] == np.asarray(frames[0])).all()
     with tifffile.TiffWriter(tmp_path / "small.tif") as tiff:  # with smaller copies, as maps have
         tiff.write(bands(3).astype(np.uint8), photometric="rgb", subfiletype=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -61,11 +61,35 @@ def pillow_reads(image: Image.Image) -> bool:
     return len(bits) == 1 and kind == GREY and (bits[0], forms[0]) in PILLOWS_GREYS
 
 
-def tiff_size(file: BinaryIO) -> tuple[int, int]:
-    """Width and height of the first image in a TIFF, upright."""
-    with _tiff(file) as tiff:
-        page = tiff.pages[0]
-        return turned(page.imagewidth, page.imagelength, _orientation(page))
+class Plan(NamedTuple):
+    """Which of a TIFF's bands are shown."""
+
+    colours: int  # the first so many
+    alpha: int | None  # the index of the band
+    multiplied: bool  # the colours by alpha, already
+    note: str  # what the user should know
+
+
+def plan(kind: int, bands: int, extra: tuple[int, ...]) -> Plan:
+    """What to show of bands whose photometric interpretation is ``kind`` and whose last ones are ``extra`` samples."""
+    if kind == RGB and bands == 4 and not extra:  # against the rules, and every reader takes it for alpha
+        extra = (2,)
+    alpha = next((bands - len(extra) + index for index, what in enumerate(extra) if what in (1, 2)), None)
+    colours = min(bands, LEAST.get(kind, bands))
+    guessed = kind == GREY and bands >= 3 and (alpha is None or alpha >= 3)
+    colours = 3 if guessed else colours
+    note = ""
+    if bands > colours + (alpha is not None):
+        shown = "the first is" if colours == 1 else f"the first {colours} are"
+        note = f"{bands} bands: {shown} {'taken as red, green and blue' if guessed else 'shown'}"
+    return Plan(colours, alpha, alpha is not None and extra[alpha - bands] == 1, note)
+
+
+def describe_by_pillow(image: Image.Image) -> str:
+    """The same of a TIFF that Pillow has opened."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    kind, bands = tags.get(ExifTags.Base.PhotometricInterpretation, 0), tags.get(ExifTags.Base.SamplesPerPixel, 1)
+    return plan(kind, bands, tuple(tags.get(ExifTags.Base.ExtraSamples, ()))).note
 
 
 def turned(width: int, height: int, orientation: int) -> tuple[int, int]:
@@ -73,8 +97,15 @@ def turned(width: int, height: int, orientation: int) -> tuple[int, int]:
     return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
 
 
-def read_tiff(file: BinaryIO, most: int) -> tuple[Image.Image, str]:
-    """The first image of a TIFF in 8 bits, upright, and what the user should know about it.
+def tiff_head(file: BinaryIO) -> tuple[int, int, str]:
+    """Width and height of the first image in a TIFF, upright, and what to know about it."""
+    with _tiff(file) as tiff:
+        page = tiff.pages[0]
+        return *turned(page.imagewidth, page.imagelength, _orientation(page)), plan(*_bands(page)).note
+
+
+def read_tiff(file: BinaryIO, most: int) -> Image.Image:
+    """The first image of a TIFF in 8 bits, upright.
 
     One or two bands are grey (and its alpha), more are red, green, blue (and alpha, if the file calls the fourth so).
 
@@ -83,7 +114,8 @@ def read_tiff(file: BinaryIO, most: int) -> tuple[Image.Image, str]:
     """
     with _tiff(file) as tiff:
         page = tiff.pages[0]
-        kind, bands, extra = int(page.photometric), page.samplesperpixel, tuple(map(int, page.extrasamples))
+        kind, bands, _ = _bands(page)
+        shown = plan(*_bands(page))
         if page.imagewidth * page.imagelength > most:
             raise UnsupportedError(f"{page.imagewidth} x {page.imagelength} pixels; at most {most} can be read")
         if kind not in LEAST or bands < LEAST[kind] or (kind == SEPARATED and (bands > 4 or page.dtype.kind != "u")):
@@ -96,30 +128,27 @@ def read_tiff(file: BinaryIO, most: int) -> tuple[Image.Image, str]:
     if page.axes not in ("YX", "YXS", "SYX") or values.dtype.kind not in "buif":
         raise UnsupportedError(f"TIFF with axes {page.axes} of {values.dtype}: not understood")
     values = values[..., None] if page.axes == "YX" else np.moveaxis(values, 0, -1) if page.axes == "SYX" else values
-    image, note = _show(values, kind, extra)
+    image = _show(values, kind, shown)
     image.getexif()[ExifTags.Base.Orientation] = orientation
     ImageOps.exif_transpose(image, in_place=True)
-    return image, note
+    return image
 
 
-def _show(values: Array, kind: int, extra: tuple[int, ...]) -> tuple[Image.Image, str]:
-    bands, whole = values.shape[-1], values.dtype.kind != "f"
-    used = 4 if kind == SEPARATED else 3 if bands >= 3 else 1
-    colour, mode = values[..., :used], "CMYK" if kind == SEPARATED else "RGB"
+def _show(values: Array, kind: int, shown: Plan) -> Image.Image:
+    whole, colour = values.dtype.kind != "f", values[..., : shown.colours]
     white = np.iinfo(values.dtype).max if kind == SEPARATED else white_of(largest_of(colour), whole)
-    cover = []
-    if bands > used and len(extra) == bands - used and extra[0] in (1, 2):
-        alpha = values[..., used : used + 1]
+    mode, cover = "CMYK" if kind == SEPARATED else "RGB", []
+    if shown.alpha is not None:
+        alpha = values[..., shown.alpha, None]
         opaque = white_of(largest_of(alpha), whole)
-        mode, used, cover = "RGBA", used + 1, [to_8_bits(alpha, opaque)]
-        if extra[0] == 1:  # the colours are multiplied by it already, so it tells how bright they were
-            mode, white = "RGBa", max(white, opaque)
-    planes = [to_8_bits(colour, white)] * (3 if colour.shape[-1] == 1 else 1) + cover
-    note = f"{bands} bands: {'the first is' if used == 1 else f'the first {used} are'} shown" if bands > used else ""
-    if kind == GREY and bands > 3:
-        note = f"{bands} bands: the first 3 are taken as red, green and blue"
-    data = np.concatenate(planes, -1).tobytes()
-    return Image.frombytes(mode, (values.shape[1], values.shape[0]), data), note
+        mode, cover = "RGBa" if shown.multiplied else "RGBA", [to_8_bits(alpha, opaque)]
+        white = max(white, opaque) if shown.multiplied else white  # alpha tells how bright such colours were
+    planes = [to_8_bits(colour, white)] * (3 if shown.colours == 1 else 1) + cover
+    return Image.frombytes(mode, (values.shape[1], values.shape[0]), np.concatenate(planes, -1).tobytes())
+
+
+def _bands(page: Any) -> tuple[int, int, tuple[int, ...]]:
+    return int(page.photometric), int(page.samplesperpixel), tuple(map(int, page.extrasamples))
 
 
 def _tiff(file: BinaryIO) -> Any:

@@ -7,14 +7,25 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .bands import MAGIC, UnsupportedError, largest_of, pillow_reads, read_tiff, tiff_size, to_8_bits, turned, white_of
+from .bands import (
+    MAGIC,
+    UnsupportedError,
+    describe_by_pillow,
+    largest_of,
+    pillow_reads,
+    read_tiff,
+    tiff_head,
+    to_8_bits,
+    turned,
+    white_of,
+)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".ppm", ".pgm")
 FILL = (124, 116, 104)  # the networks' mean colour: what lies outside an image or under transparency
@@ -86,8 +97,16 @@ class Photo:
         return out
 
 
-def read_size(path: str | Path, upright: bool = True) -> tuple[int, int]:
-    """Width and height in pixels from the file's head, as :class:`Photo` will have them.
+class Head(NamedTuple):
+    """What the beginning of an image file tells."""
+
+    width: int
+    height: int
+    note: str  # as Photo's
+
+
+def read_head(path: str | Path, upright: bool = True) -> Head:
+    """Size and note as :class:`Photo` will have them, without decoding the image.
 
     Raises:
         DamagedImageError: as Photo's, if the head is enough to tell.
@@ -98,11 +117,12 @@ def read_size(path: str | Path, upright: bool = True) -> tuple[int, int]:
         except UnidentifiedImageError:
             if not _is_tiff(file):
                 raise
-            return tiff_size(file)
+            return Head(*tiff_head(file))
+        note = _note(image)
         if image.format == "TIFF":  # some versions of Pillow turn these on opening, some on loading, all in the end
             tags = image.tag_v2  # type: ignore[attr-defined]
-            return turned(tags[256], tags[257], tags.get(ExifTags.Base.Orientation, 1))
-        return turned(*image.size, image.getexif().get(ExifTags.Base.Orientation, 1) if upright else 1)
+            return Head(*turned(tags[256], tags[257], tags.get(ExifTags.Base.Orientation, 1)), note)
+        return Head(*turned(*image.size, image.getexif().get(ExifTags.Base.Orientation, 1) if upright else 1), note)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -135,24 +155,24 @@ def _decode(file: BinaryIO) -> tuple[Image.Image, str]:
     except UnidentifiedImageError:
         if not _is_tiff(file):
             raise
-        return read_tiff(file, LARGEST)
-    frames = _frames(image)
-    note = f"the first of {frames} frames" if frames > 1 else ""
+        note = tiff_head(file)[2]
+        return read_tiff(file, LARGEST), note
+    note = _note(image)
     cut = _cut_to_8_bits(image, file)
+    fault = UnsupportedError(
+        "16-bit colour of which fewer than 15 bits are used, and Pillow gives the upper 8: save it in 8 bits or as TIFF"
+    )
     if image.format == "TIFF" and not pillow_reads(image):
         try:
-            image, bands = read_tiff(file, LARGEST)
-        except UnsupportedError:
+            return read_tiff(file, LARGEST), note
+        except UnsupportedError as error:
+            # What Pillow decodes by itself it may mix up; what libtiff decodes is right but for the lower bits.
             if not (cut and image.tag_v2.get(ExifTags.Base.Compression, 1) > 1):  # type: ignore[attr-defined]
-                raise  # what Pillow decodes by itself it may mix up; what libtiff decodes is right but for the bits
-        else:
-            return image, ", ".join(filter(None, (note, bands)))
+                raise
+            fault = error
     image.load()
     if cut and max(high for _, high in np.reshape(image.getextrema(), (-1, 2))[:3]) < 64:
-        raise UnsupportedError(
-            "16-bit colour of which fewer than 15 bits are used, and Pillow gives the upper 8: save it in 8 bits, or "
-            "as a TIFF without compression or with deflate"
-        )
+        raise fault
     return image, note
 
 
@@ -176,6 +196,13 @@ def _cut_to_8_bits(image: Image.Image, file: BinaryIO) -> bool:
     arguments = tiles[0][3] if tiles else ()
     arguments = arguments if isinstance(arguments, tuple) else (arguments,)
     return 65535 in arguments or any(";16" in text for text in arguments if isinstance(text, str))
+
+
+def _note(image: Image.Image) -> str:
+    frames = _frames(image)
+    notes = [f"the first of {frames} frames"] if frames > 1 else []
+    notes += [describe_by_pillow(image)] if image.format == "TIFF" else []
+    return ", ".join(filter(None, notes))
 
 
 def _frames(image: Image.Image) -> int:
