@@ -89,14 +89,14 @@ def read_coco(path: Path, folder: Path) -> Coco:
         raise ValueError(f"{path}: {error}") from None
     owners = torch.tensor([known[box.image] for box in found], dtype=torch.int64)
     entries, faults = _entries(images, files, [head[:2] for head in heads], found, owners, list(categories))
-    left_out = [f"{_place(content, 'annotations', index)}: {fault}" for index, fault in faults.items()]
-    outside = [
-        repr(image.name) for image in images if {"..", PurePath(image.name).anchor} & {*PurePath(image.name).parts}
-    ]
-    notes = [_some(f"{path}: {len(left_out)} boxes are left out", left_out)] if left_out else []
-    notes += [_some(f"{path}: {len(outside)} images lie outside {folder}", outside)] if outside else []
-    peculiar = [f"{image.name!r} ({head.note})" for image, head in zip(images, heads, strict=True) if head.note]
-    notes += [_some(f"{path}: {len(peculiar)} images are not shown as a whole", peculiar)] if peculiar else []
+    told = {
+        "boxes are left out": [f"{_place(content, 'annotations', index)}: {fault}" for index, fault in faults.items()],
+        f"images lie outside {folder}": [repr(image.name) for image in images if _leaves(PurePath(image.name))],
+        "images are not shown as a whole": [
+            f"{entry.name!r} ({note})" for entry, (*_, note) in zip(entries, heads, strict=True) if note
+        ],
+    }
+    notes = [_some(f"{path}: {len(each)} {what}", each) for what, each in told.items() if each]
     return Coco(entries, categories, notes)
 
 
@@ -111,6 +111,7 @@ def _parse(path: Path) -> dict[str, list[Any]]:
         if path.is_dir():
             inside = {file.suffix.lower() for file in path.iterdir()}
             hint = YOLO if inside & {".txt", ".yaml"} else VOC if ".xml" in inside else WANTED
+            hint = WANTED if ".json" in inside else hint
             raise ValueError(f"{path}: a folder; {hint}")
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -313,6 +314,10 @@ def _entries(
         )
     left_out = (~counts).nonzero()[:, 0].tolist()
     return entries, {k: "bbox has no area inside its image" if finite[k] else "bbox is not finite" for k in left_out}
+
+
+def _leaves(name: PurePath) -> bool:
+    return name.is_absolute() or ".." in name.parts
 
 
 def _some(heading: str, examples: Iterable[str]) -> str:

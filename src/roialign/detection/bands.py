@@ -116,8 +116,10 @@ def read_tiff(file: BinaryIO, most: int) -> Image.Image:
         page = tiff.pages[0]
         kind, bands, _ = _bands(page)
         shown = plan(*_bands(page))
-        if page.imagewidth * page.imagelength > most:
-            raise UnsupportedError(f"{page.imagewidth} x {page.imagelength} pixels; at most {most} can be read")
+        if page.imagewidth * page.imagelength * max(1, bands / 4) > most:
+            raise UnsupportedError(
+                f"{page.imagewidth} x {page.imagelength} x {bands}: at most {most} pixels can be read"
+            )
         if kind not in LEAST or bands < LEAST[kind] or (kind == SEPARATED and (bands > 4 or page.dtype.kind != "u")):
             raise UnsupportedError(f"TIFF of {bands} bands of {page.dtype}, {page.photometric.name}: not understood")
         try:
