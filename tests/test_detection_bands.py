@@ -160,6 +160,12 @@ def test_what_cannot_be_shown_rightly_is_refused(tmp_path: Path) -> None:
     assert (pixels(tmp_path / "a.tif")[..., 0] == 255 - grey).all()
     tifffile.imwrite(tmp_path / "a.tif", (bands(5) * 16).astype("u2"), photometric="minisblack", planarconfig="contig")
     whole = (tmp_path / "a.tif").read_bytes()
+    empty = whole.replace(struct.pack("<HHII", 256, 4, 1, 30), struct.pack("<HHII", 256, 4, 1, 0))
+    assert empty != whole
+    (tmp_path / "a.tif").write_bytes(empty)
+    for read in (Photo, read_head):
+        with pytest.raises(DamagedImageError, match=r"a\.tif: "):
+            read(tmp_path / "a.tif")
     (tmp_path / "a.tif").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DamagedImageError, match=r"a\.tif: cannot be decoded"):
         Photo(tmp_path / "a.tif")

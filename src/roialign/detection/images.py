@@ -64,7 +64,7 @@ class Photo:
             self.image, self.note = _decode(file)
             if upright:
                 ImageOps.exif_transpose(self.image, in_place=True)
-            self.width, self.height = self.image.size
+            self.width, self.height = _some_pixels(*self.image.size)
             self._white = _white(self.image)
             self.crop((0, 0, 1, 1))  # it may be of a kind that cannot be turned to RGB
 
@@ -117,12 +117,22 @@ def read_head(path: str | Path, upright: bool = True) -> Head:
         except UnidentifiedImageError:
             if not _is_tiff(file):
                 raise
-            return Head(*tiff_head(file))
-        note = _note(image)
-        if image.format == "TIFF":  # some versions of Pillow turn these on opening, some on loading, all in the end
-            tags = image.tag_v2  # type: ignore[attr-defined]
-            return Head(*turned(tags[256], tags[257], tags.get(ExifTags.Base.Orientation, 1)), note)
-        return Head(*turned(*image.size, image.getexif().get(ExifTags.Base.Orientation, 1) if upright else 1), note)
+            width, height, note = tiff_head(file)
+        else:
+            note = _note(image)
+            if image.format == "TIFF":  # some versions of Pillow turn these on opening, some on loading, all in the end
+                tags = image.tag_v2  # type: ignore[attr-defined]
+                width, height = turned(tags[256], tags[257], tags.get(ExifTags.Base.Orientation, 1))
+            else:
+                turn = image.getexif().get(ExifTags.Base.Orientation, 1) if upright else 1
+                width, height = turned(*image.size, turn)
+        return Head(*_some_pixels(width, height), note)
+
+
+def _some_pixels(width: int, height: int) -> tuple[int, int]:
+    if not (width and height):
+        raise UnsupportedError(f"{width} x {height} pixels: nothing to show")
+    return width, height
 
 
 def to_tensor(image: Image.Image) -> Tensor:
