@@ -87,8 +87,11 @@ def draw_part(axes: Axes, part: Part, cell: float) -> None:
             (cells.start, len(cells)) if index is None else (index, 1)
             for index, cells in zip(part.marked, (rows, columns), strict=True)
         )
-        mark = {"fill": False, "edgecolor": INK, "linewidth": 1.8, "zorder": 4, "clip_on": False}
-        axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, **mark))
+        axes.add_patch(
+            Rectangle(
+                (x - 0.5, y - 0.5), width, height, fill=False, edgecolor=INK, linewidth=1.8, zorder=4, clip_on=False
+            )
+        )
 
 
 def _band(matrix: Tensor) -> range:
