@@ -1,4 +1,4 @@
-// The rules of DESIGN.md section 2 along one axis: which cells a bin touches, and with what weight.
+// The rules of docs/derivation.md along one axis: which cells a bin touches, and with what weight.
 // Compiled without contraction (-ffp-contract=off): a sample must fall in the same cell, and on the same side of the
 // border, as the formula evaluated step by step in the type T of the boxes.
 #pragma once

@@ -110,7 +110,7 @@ def _sums(explanation: Explanation, bin: Bin) -> Figure:
     handles = region.legend_handles(left, explanation)
     figure.legend(handles=handles, loc="outside lower left", ncols=4, fontsize=8.5)
     left.set_title(region.title(explanation))
-    sums.write_sums(right, explanation, chosen)
+    sums.write_sums(right, explanation, chosen, 590)
     right.set_title("Every sum: weight along y \N{MIDDLE DOT} (weight along x \N{MIDDLE DOT} cell + ...)", pad=14)
     return figure
 
