@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -83,7 +84,9 @@ def jitter(boxes: Tensor, generator: torch.Generator) -> Tensor:
 
 def write_scenes(folder: Path, name: str, generator: torch.Generator) -> tuple[Path, Path]:
     """Paint scenes into the folder, with their exact and their jittered truth as COCO files, which it returns."""
-    images, exact, jittered = [], [], []
+    images: list[dict[str, Any]] = []
+    exact: list[dict[str, Any]] = []
+    jittered: list[dict[str, Any]] = []
     for number in range(1, SCENES[name] + 1):
         image, boxes = paint(CROWNS, generator)
         file = f"{name}_{number}.png"
@@ -94,9 +97,9 @@ def write_scenes(folder: Path, name: str, generator: torch.Generator) -> tuple[P
                 row = {"image_id": number, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1]}
                 rows.append({"id": len(rows) + 1, **row})
     files = folder / f"{name}_exact.json", folder / f"{name}_jittered.json"
-    for file, rows in zip(files, (exact, jittered), strict=True):
+    for path, rows in zip(files, (exact, jittered), strict=True):
         content = {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "crown"}]}
-        file.write_text(json.dumps(content), encoding="utf-8")
+        path.write_text(json.dumps(content), encoding="utf-8")
     return files
 
 
