@@ -116,6 +116,27 @@ def whole_index(column: Tensor, images: int) -> Tensor:
     return torch.where(valid, column, -1).long()
 
 
+def check_memory(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that reaches beyond its storage, as FSDP's freed parameters do: PyTorch would read on."""
+    if tensor.numel() == 0:
+        return
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + last + 1) * tensor.itemsize
+    held = tensor.untyped_storage().nbytes()
+    if held < needed:
+        raise ValueError(
+            f"{name}: got a tensor of shape {tuple(tensor.shape)} with {held} bytes of memory; expected {needed}"
+        )
+
+
+def too_large(size: Sequence[int]) -> ValueError:
+    """What to raise where no memory holds a result ``[K, C, height, width]``."""
+    return ValueError(
+        f"output_size: got {tuple(size[2:])} for {size[0]} boxes of {size[1]} channels; "
+        f"expected a result that fits into memory"
+    )
+
+
 @torch.library.custom_op("roialign::batch_index", mutates_args=())
 def batch_index(column: Tensor, images: int) -> Tensor:
     """Check the rois' batch index column against the number of images.
