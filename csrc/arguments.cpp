@@ -32,7 +32,11 @@ struct Array {
   int64_t size[4] = {1, 1, 1, 1}, stride[4] = {0, 0, 0, 0};
   nb::handle tensor;
 
-  std::string shape() const { return "a tensor of shape " + text(nb::tuple(tensor.attr("shape"))); }
+  std::string shape() const {
+    std::string sizes = text(nb::list(tensor.attr("shape")));
+    sizes.front() = '(', sizes.back() = ')';
+    return "a tensor of shape " + sizes;
+  }
   bool empty() const { return std::count(size, size + rank, 0) > 0; }
 
   // Memory from the first element to the end of the last one; -1 if that is no int64.

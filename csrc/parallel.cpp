@@ -60,8 +60,7 @@ void run_workers(int64_t workers, WorkerBody body, void* context) {
   }
   Region region{body, context, {}, {}, {}};
   std::fegetenv(&region.environment);
-  if (!pool_parallel_for || pool_parallel_for(0, workers, 1, run_range, &region) != 0)
-    run_range(0, workers, &region);
+  if (!pool_parallel_for || pool_parallel_for(0, workers, 1, run_range, &region) != 0) run_range(0, workers, &region);
   if (region.error) std::rethrow_exception(region.error);
 }
 
