@@ -33,9 +33,9 @@ struct Array {
   nb::handle tensor;
 
   std::string shape() const {
-    std::string sizes = text(nb::list(tensor.attr("shape")));
-    sizes.front() = '(', sizes.back() = ')';
-    return "a tensor of shape " + sizes;
+    std::string sizes;
+    for (nb::handle length : tensor.attr("shape")) sizes += (sizes.empty() ? "" : ", ") + text(length);
+    return "a tensor of shape (" + sizes + ")";
   }
   bool empty() const { return std::count(size, size + rank, 0) > 0; }
 

@@ -35,6 +35,8 @@ def as_rois(input: Tensor, boxes: Boxes) -> Tensor:
     if isinstance(boxes, Tensor):
         _check_tensor(input, "boxes", boxes, 5)
         dtype = _position_dtype(input, [boxes])
+        if boxes.dtype != dtype or not boxes.is_contiguous():  # then PyTorch reads them
+            check_memory("boxes", boxes)
         rois = boxes.to(dtype).contiguous()
     elif isinstance(boxes, list | tuple):
         if len(boxes) != input.shape[0]:
@@ -44,6 +46,7 @@ def as_rois(input: Tensor, boxes: Boxes) -> Tensor:
             )
         for image, part in enumerate(boxes):
             _check_tensor(input, f"boxes[{image}]", part, 4)
+            check_memory(f"boxes[{image}]", part)
         dtype = _position_dtype(input, boxes)
         rows = [
             torch.cat([torch.full_like(part[:, :1], image, dtype=dtype), part.to(dtype)], 1)
@@ -118,7 +121,9 @@ def whole_index(column: Tensor, images: int) -> Tensor:
 
 def check_memory(name: str, tensor: Tensor) -> None:
     """Refuse a tensor that reaches beyond its storage, as FSDP's freed parameters do: PyTorch would read on."""
-    if tensor.numel() == 0:
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return  # nothing is read yet
+    if not tensor.is_cpu or type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.numel() == 0:
         return
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     needed = (tensor.storage_offset() + last + 1) * tensor.itemsize
@@ -149,6 +154,12 @@ def batch_index(column: Tensor, images: int) -> Tensor:
     Raises:
         IndexError: on a CPU, naming the first invalid row, its value and the number of images.
     """
+    if column.dim() == 0 or column.dtype.is_complex or column.dtype == torch.bool:
+        raise ValueError(
+            f"column: got a tensor of shape {tuple(column.shape)} and {column.dtype}; "
+            f"expected at least one axis of real numbers"
+        )
+    check_memory("column", column)
     index = whole_index(column, images)
     if column.device.type == "cpu" and bool((index < 0).any()):
         position = int((index < 0).flatten().nonzero()[0])
