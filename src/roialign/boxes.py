@@ -154,6 +154,8 @@ def batch_index(column: Tensor, images: int) -> Tensor:
     Raises:
         IndexError: on a CPU, naming the first invalid row, its value and the number of images.
     """
+    if column is None:  # which PyTorch lets pass for a tensor
+        raise TypeError("column: got None; expected a tensor")
     if column.dim() == 0 or column.dtype.is_complex or column.dtype == torch.bool:
         raise ValueError(
             f"column: got a tensor of shape {tuple(column.shape)} and {column.dtype}; "

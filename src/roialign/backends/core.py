@@ -93,6 +93,8 @@ def _output(features: list[Tensor], rois: Tensor, output_size: Sequence[int]) ->
     if not features:
         raise ValueError("features: got no maps; expected at least one")
     first = features[0]
+    if first is None or rois is None:
+        raise _none("rois" if rois is None else "features[0]")
     if first.dim() != 4:
         raise ValueError(f"features[0]: got a tensor of shape {tuple(first.shape)}; expected [N, C, H, W]")
     if rois.dim() != 2:
@@ -121,8 +123,11 @@ def pool_grad(
 ) -> list[Tensor]:
     """Gradient to the maps, of these shapes. Their values, ``features``, are needed only where a maximum was taken."""
     grads = _input_gradients(grad, shapes, channels_last)
+    if rois is None:
+        raise _none("rois")
+    grad = _dense(grad, (*rois.shape[:1], shapes[1], *output_size))
     targets = tuple([_array(each) for each in grads])
-    bad = _core.backward_input(targets, *_call(features, rois, level, kind, _dense(grad), output_size, how))
+    bad = _core.backward_input(targets, *_call(features, rois, level, kind, grad, output_size, how))
     if bad >= 0:
         _raise_bad_row(bad, rois, level, shapes[0], len(grads))
     return grads
@@ -143,6 +148,8 @@ def pool_grad_fake(
 
 
 def _input_gradients(grad: Tensor, shapes: list[int], channels_last: bool) -> list[Tensor]:
+    if grad is None:
+        raise _none("grad")
     if not shapes or len(shapes) % 4 or any(length < 0 for length in shapes):
         raise ValueError(f"shapes: got {shapes}; expected N, C, H and W, none negative, of each map in turn")
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -163,8 +170,12 @@ def pool_box_grad(
     *how: Any,
 ) -> Tensor:
     """Gradient to the rois, ``[K, 5]``; that of the batch index is 0."""
-    out = torch.empty_like(rois, memory_format=torch.contiguous_format)
-    bad = _core.backward_boxes(out.data_ptr(), *_call(features, rois, level, kind, _dense(grad), output_size, how))
+    if rois is None or grad is None or not features or features[0] is None:
+        raise _none("rois" if rois is None else "grad" if grad is None else "features[0]")
+    grad = _dense(grad, (*rois.shape[:1], *features[0].shape[1:2], *output_size))
+    call = _call(features, rois, level, kind, grad, output_size, how)
+    out = torch.empty(rois.shape, dtype=rois.dtype)
+    bad = _core.backward_boxes(out.data_ptr(), *call)
     if bad >= 0:
         _raise_bad_row(bad, rois, level, features[0].shape[0], len(features))
     return out
@@ -181,12 +192,13 @@ def is_channels_last(tensor: Tensor) -> bool:
     return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dim() == 4 and is_channels_last(tensor) else _contiguous("grad", tensor)
+def _dense(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return grad if grad.dim() == 4 and is_channels_last(grad) else _contiguous("grad", grad, shape)
 
 
-def _contiguous(name: str, tensor: Tensor) -> Tensor:
-    if tensor.is_contiguous():
+def _contiguous(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The tensor, contiguous if it has the shape it must have: another, which may be huge, is the core's to refuse."""
+    if tensor.is_contiguous() or tensor.shape != shape:
         return tensor
     check_memory(name, tensor)
     return tensor.contiguous()
@@ -207,8 +219,8 @@ def _call(
     return (
         KINDS[kind],
         tuple([_array(feature) for feature in features]),
-        _array(_contiguous("rois", rois)),
-        None if level is None else _array(_contiguous("level", level)),
+        _array(_contiguous("rois", rois, (*rois.shape[:1], 5))),
+        None if level is None else _array(_contiguous("level", level, rois.shape[:1])),
         _array(pooled),
         output_size,
         *how,
@@ -217,12 +229,19 @@ def _call(
 
 def _array(tensor: Tensor) -> tuple[Any, ...]:
     """A tensor as the core takes it: address, bytes from there on, dtype, shape, strides, and itself to stay alive."""
+    if tensor is None:
+        raise _none("features")
     address = tensor.data_ptr()
     if not address and tensor._is_zerotensor():  # zeros without memory, which autograd may hand over as a gradient
         tensor = torch.zeros(tensor.shape, dtype=tensor.dtype)
         address = tensor.data_ptr()
     held = tensor.untyped_storage().nbytes() - tensor.storage_offset() * tensor.itemsize
     return address, held, DTYPES.get(tensor.dtype, -1), tensor.shape, tensor.stride(), tensor
+
+
+def _none(name: str) -> TypeError:
+    """For None in the place of a tensor, which PyTorch lets pass."""
+    return TypeError(f"{name}: got None; expected a tensor")
 
 
 def _check_devices(first: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None) -> None:
