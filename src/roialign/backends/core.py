@@ -102,10 +102,15 @@ def _output(features: list[Tensor], rois: Tensor, output_size: Sequence[int]) ->
     if len(output_size) != 2 or not (0 < output_size[0] <= MOST_BINS and 0 < output_size[1] <= MOST_BINS):
         raise ValueError(f"output_size: got {output_size}; expected (height, width), each from 1 to 2**24")
     size = (rois.shape[0], first.shape[1], output_size[0], output_size[1])
+    return allocate(size, first, is_channels_last(first))
+
+
+def allocate(size: tuple[int, int, int, int], like: Tensor, channels_last: bool) -> Tensor:
+    """An output of this size, if there is memory for it."""
     try:
-        if not is_channels_last(first):
-            return first.new_empty(size)
-        return torch.empty(size, dtype=first.dtype, device=first.device, memory_format=torch.channels_last)
+        if not channels_last:
+            return like.new_empty(size)
+        return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
     except RuntimeError as error:
         raise too_large(size) from error
 
