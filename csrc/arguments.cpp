@@ -1,7 +1,6 @@
 #include "arguments.h"
 
 #include <algorithm>
-#include <cmath>
 #include <string>
 
 namespace nb = nanobind;
@@ -126,14 +125,13 @@ Level to_level(const Array& map) {
   return level;
 }
 
+// Any number will do: torchvision's operator takes scales below 0 too, and what is not finite gives NaN.
 void read_scales(nb::handle scales, std::vector<Level>& levels) {
   if (nb::len(scales) != 2 * levels.size())
     refuse("scales", text(scales), "y and x for each of " + std::to_string(levels.size()) + " maps");
   for (size_t i = 0; i < levels.size(); ++i) {
     levels[i].scale_y = nb::cast<double>(scales[2 * i]);
     levels[i].scale_x = nb::cast<double>(scales[2 * i + 1]);
-    for (const double scale : {levels[i].scale_y, levels[i].scale_x})
-      if (!(scale > 0 && std::isfinite(scale))) refuse("scales", text(scales), "positive finite numbers");
   }
 }
 

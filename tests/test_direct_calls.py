@@ -17,7 +17,6 @@ from roialign import prroi_pool, roi_align, roi_pool
 from roialign.backends import available
 
 native = pytest.mark.skipif(not available()["native"].ready, reason=available()["native"].reason)
-NAN, INF = float("nan"), float("inf")
 
 
 def map_(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -120,9 +119,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] =
     "size beyond": (lambda: pool(output_size=[2**24 + 1, 1]), ValueError, ("output_size", "16777217", "2**24")),
     "size beyond memory": (lambda: pool(output_size=[2**24, 2**24]), ValueError, ("output_size", "2 boxes", "memory")),
     "scales too few": (lambda: pool(scales=[1.0]), ValueError, ("scales", "[1.0]", "each of 1 maps")),
-    "scales zero": (lambda: pool(scales=[1.0, 0.0]), ValueError, ("scales", "0.0", "positive")),
-    "scales NaN": (lambda: pool(scales=[NAN, 1.0]), ValueError, ("scales", "nan", "positive")),
-    "scales infinite": (lambda: pool(scales=[1.0, INF]), ValueError, ("scales", "inf", "finite")),
     "grad shape": (lambda: pool_grad(grad=map_(2, 3, 2, 1)), ValueError, ("grad", "(2, 3, 2, 1)", "(2, 3, 2, 2)")),
     "grad channels": (lambda: pool_grad(grad=map_(2, 4, 2, 2)), ValueError, ("grad", "(2, 4, 2, 2)", "(2, 3, 2, 2)")),
     "grad rank": (lambda: pool_grad(grad=map_(2, 3)), ValueError, ("grad", "(2, 3)", "[K, C, height, width]")),
