@@ -220,7 +220,7 @@ def change(rng: random.Random, arguments: Arguments, name: str) -> tuple[bool | 
         return good, f"{name}: {said}"
     if value is None:  # level
         count = arguments["rois"].shape[0] if isinstance(arguments["rois"], Tensor) and arguments["rois"].dim() else 1
-        arguments[name] = torch.full((count,), rng.choice((0, -1, 1, 7, 2**62, -(2**63))))
+        arguments[name] = torch.full((min(count, 99),), rng.choice((0, -1, 1, 7, 2**62, -(2**63))))
         return None, f"level: {arguments[name][:1].tolist()}"
     table, good = (SCALARS, False) if rng.random() < 0.6 or name not in OPEN_SCALARS else (OPEN_SCALARS, None)
     arguments[name] = rng.choice(table[name])
