@@ -276,7 +276,10 @@ int64_t forward(const Call& call) {
 
 int64_t backward_input(const Call& call, const Level* grads) {
   const int64_t bad = first_bad_row(call);
-  if (bad >= 0) return bad;
+  const bool any = std::any_of(grads, grads + call.level_count, [](const Level& grad) {
+    return grad.images && grad.channels && grad.height && grad.width;
+  });
+  if (bad >= 0 || !any) return bad;
   call.dtype == DType::f64 ? run_backward_input<double>(call, grads) : run_backward_input<float>(call, grads);
   return -1;
 }

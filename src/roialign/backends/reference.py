@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .. import axis
-from ..boxes import batch_index, pool_by_level, usable
+from ..boxes import batch_index, check_memory, pool_by_level, too_large, usable
 from . import tracing
 from .core import is_channels_last
 
@@ -144,6 +144,10 @@ def _over_boxes(
     """
     images, channels, height, width = input.shape
     boxes = rois.shape[0]
+    check_memory("input", input)
+    check_memory("boxes", rois)
+    if not _traced(rois) and boxes * channels * output_size[0] * output_size[1] * input.itemsize >= 2**47:
+        raise too_large((boxes, channels, *output_size))
     index = batch_index(rois[:, 0].detach(), images)
     valid = usable(rois, index, scales)
     rois = torch.where(valid[:, None], rois, 0)
