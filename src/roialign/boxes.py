@@ -117,11 +117,11 @@ def pool_by_level(level: Tensor, count: int, pool: Callable[[int, Tensor], Tenso
     return torch.cat([pool(index, row) for index, row in enumerate(rows)])[torch.cat(rows).argsort()]
 
 
-def usable(rois: Tensor, index: Tensor, scales: tuple[float, float]) -> Tensor:
-    """``[K]`` bool: the batch index is valid, and position and size stay finite on a map of these (y, x) scales."""
+def usable(rois: Tensor, scales: tuple[float, float]) -> Tensor:
+    """``[K]`` bool: position and size of the box stay finite, in the rois' dtype, on a map of these (y, x) scales."""
     y, x = rois[:, 2::2] * scales[0], rois[:, 1::2] * scales[1]
     spans = torch.cat([y, x, y[:, 1:] - y[:, :1], x[:, 1:] - x[:, :1]], 1)
-    return (index >= 0) & spans.isfinite().all(1)
+    return spans.isfinite().all(1)
 
 
 def whole_index(column: Tensor, images: int) -> Tensor:
