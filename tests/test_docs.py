@@ -63,6 +63,7 @@ def given(page: str, folder: Path) -> dict[str, object]:
             folder / "runs" / "crowns" / "model.safetensors",
         )
         Image.new("RGB", (64, 48)).save(folder / "photo.tif")
+        (folder / "boxes.csv").write_text("image_path,xmin,ymin,xmax,ymax,label\nphoto.tif,4,6,30,20,tree\n")
     return {}
 
 

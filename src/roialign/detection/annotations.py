@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .images import read_size
+from .images import Head, read_head
 
 T = TypeVar("T")
 ImageId = int | str  # as the annotations have it
@@ -83,18 +83,20 @@ def read_coco(path: Path, folder: Path) -> Coco:
         missing = [repr(str(file)) for file in files if not os.path.isfile(file)]
         if missing:
             raise FileNotFoundError(_some(f"{path}: {len(missing)} of {len(files)} images are not there", missing))
-        heads = iter(zip(images, files, strict=True))
-        sizes = _each(content, "images", lambda _: _size(*next(heads)))
+        pairs = iter(zip(images, files, strict=True))
+        heads = _each(content, "images", lambda _: _head(*next(pairs)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     owners = torch.tensor([known[box.image] for box in found], dtype=torch.int64)
-    entries, faults = _entries(images, files, sizes, found, owners, list(categories))
+    entries, faults = _entries(images, files, [head[:2] for head in heads], found, owners, list(categories))
     left_out = [f"{_place(content, 'annotations', index)}: {fault}" for index, fault in faults.items()]
     outside = [
         repr(image.name) for image in images if {"..", PurePath(image.name).anchor} & {*PurePath(image.name).parts}
     ]
     notes = [_some(f"{path}: {len(left_out)} boxes are left out", left_out)] if left_out else []
     notes += [_some(f"{path}: {len(outside)} images lie outside {folder}", outside)] if outside else []
+    peculiar = [f"{image.name!r} ({head.note})" for image, head in zip(images, heads, strict=True) if head.note]
+    notes += [_some(f"{path}: {len(peculiar)} images are not shown as a whole", peculiar)] if peculiar else []
     return Coco(entries, categories, notes)
 
 
@@ -189,7 +191,7 @@ def _category(record: dict[str, Any]) -> tuple[int, str]:
 
 
 def _image(record: dict[str, Any]) -> tuple[ImageId, _Image]:
-    name = _take(record, "id", _id, "a whole number or text")
+    name: ImageId = _take(record, "id", _id, "a whole number or text")
     file = _take(record, "file_name", lambda value: value if isinstance(value, str) else None, "text")
     # Both must be right if they are there, and there to be of use.
     size = [_take(record, key, _length, "a whole number from 1") for key in ("width", "height") if key in record]
@@ -197,7 +199,7 @@ def _image(record: dict[str, Any]) -> tuple[ImageId, _Image]:
 
 
 def _box(record: dict[str, Any], images: Mapping[ImageId, int], categories: Mapping[int, str]) -> _Box:
-    image = _take(record, "image_id", _id, "a whole number or text")
+    image: ImageId = _take(record, "image_id", _id, "a whole number or text")
     if image not in images:
         raise ValueError(f"image_id: got {_shown(image)}, which no image has as its id")
     category = _take(record, "category_id", _whole, "a whole number")
@@ -243,7 +245,7 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value == value.encode("utf-8", "ignore").decode() else None
 
 
-def _id(value: Any) -> ImageId | None:
+def _id(value: Any) -> Any:
     return _text(value) if isinstance(value, str) else _whole(value)
 
 
@@ -261,15 +263,16 @@ def _flag(value: Any) -> bool | None:
     return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
 
 
-def _size(image: _Image, file: Path) -> tuple[int, int]:
-    """Width and height: the annotations', which must be the file's, turned as EXIF says or not; else the file's."""
-    if image.size is None:
-        return read_size(file)
-    stored = read_size(file, upright=False)
-    if image.size != stored and image.size != read_size(file):
-        says, has = (f"{width} x {height}" for width, height in (image.size, stored))
+def _head(image: _Image, file: Path) -> Head:
+    """The file's; its size must be what the annotations say, turned as EXIF says or not."""
+    head = read_head(file, upright=image.size is None)
+    if image.size in (None, head[:2]):
+        return head
+    turned = read_head(file)
+    if image.size != turned[:2]:
+        says, has = (f"{width} x {height}" for width, height in (image.size, head[:2]))
         raise ValueError(f"width, height: got {says}; {str(file)!r} has {has} pixels")
-    return image.size
+    return turned
 
 
 def _entries(

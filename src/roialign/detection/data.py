@@ -36,8 +36,8 @@ class CocoData:
         entries: the images with their boxes, in the file's order: the one truth of training and of all measures.
         classes: the names of the classes, from label 1.
         category_ids: their ids in the file.
-        notes: what the user should be told, a line each: boxes left out and why, images outside the folder, what is
-            peculiar about images.
+        notes: what the user should be told, a line each: boxes left out and why, images outside the folder, images
+            with bands or frames that are not shown.
 
     Raises:
         FileNotFoundError: the annotations or some images are not there.

@@ -19,7 +19,7 @@ from ..outputs import Folder
 from ..terminal import cell, say
 from . import pictures
 from .checkpoint import load_detector
-from .images import DamagedImageError, Photo, find_images
+from .images import DamagedImageError, Photo, find_images, passed_over
 from .model import memory_format
 from .tiles import Found, detect
 
@@ -89,6 +89,9 @@ def detect_files(
             files = [file for file in files if file not in own]
         folder.protect([*files, weights])
         folder.claim(RECORDS)
+        others = ", ".join(f"{count} {suffix}" for suffix, count in passed_over(patterns).items())
+        if others:
+            say(console, f"left aside, no images by their names: {others}", "yellow")
         task = progress.add_task("detecting", total=len(files))
 
         def readable() -> Iterator[Photo]:
@@ -100,6 +103,8 @@ def detect_files(
                     say(progress.console, f"skipped {fault}", "red")
                     progress.advance(task)
                 else:
+                    if photos[file].note:
+                        say(progress.console, f"{file}: {photos[file].note}", "yellow")
                     yield photos[file]
 
         for found in detect(model, readable(), tile=tile, overlap=overlap, batch=batch):
