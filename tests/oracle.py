@@ -235,6 +235,8 @@ def _rows_of_bins(
     """For each bin one row, or for a maximum the rows to choose from; None if there are too many to visit."""
     if max(length, ratio, abs(low * scale), abs(high * scale)) > 2**23:
         real = np.float64  # a float32 has no fraction there
+    if kind == "integral" and max(abs(low * scale), abs(high * scale)) > 2**50:
+        return None  # where the box ends on the map hangs on roundings
     if kind == "integral":
         return [[row] for row in _integral_rows(low, high, bins, length, scale)]
     if kind == "cells":

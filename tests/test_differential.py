@@ -120,7 +120,7 @@ def decided(call: Call) -> Tensor:
     size = size if call.aligned else size.clamp(min=1)
     bins = torch.tensor([call.grad.shape[3], call.grad.shape[2]])
     grid = call.ratio if call.ratio > 0 else (size / bins).ceil().clamp(min=1)
-    return ((size.abs() / bins / grid > 1e-2) | (size == 0)).all(1) & (size.abs() < 1e4).all(1)
+    return (size.abs() / bins / grid > 1e-2).all(1) & (size.abs() < 1e4).all(1)
 
 
 def compare(call: Call, found: list[Tensor], expected: list[Tensor], by: str) -> None:
