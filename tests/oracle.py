@@ -216,7 +216,8 @@ def pool_with_gradients(
                 nans = np.isnan(values[:, c])
                 best = int(np.argmax(nans)) if nans.any() else int(np.argmax(values[:, c]))
                 y, x = pairs[best]
-                behind = values[best, c] - values[:, c]
+                with np.errstate(invalid="ignore"):  # inf - inf
+                    behind = values[best, c] - values[:, c]
                 if kind == "max" and ((behind > 0) & (behind < 1e-5)).any():
                     to_rois[k] = math.nan
                 out[k, c, p, q] = values[best, c]
