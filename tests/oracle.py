@@ -188,7 +188,8 @@ def pool_with_gradients(
     """Forward, gradient to the map and gradient to the rois, all float64, of any kind of pooling.
 
     ``grad`` is the gradient to the output. None if some bin has too many samples on the map to visit them all.
-    A cell without weight counts nothing, and one that is not finite has no slope.
+    A cell without weight counts nothing, and one that is not finite has no slope. The gradient to a box is NaN where
+    which of two samples is the greatest hangs on a rounding.
     """
     real = position_type(input, rois)
     maps, grads = _values(input), _values(grad)
@@ -215,6 +216,10 @@ def pool_with_gradients(
                 nans = np.isnan(values[:, c])
                 best = int(np.argmax(nans)) if nans.any() else int(np.argmax(values[:, c]))
                 y, x = pairs[best]
+                with np.errstate(invalid="ignore"):  # inf - inf
+                    behind = values[best, c] - values[:, c]
+                if kind == "max" and ((behind > 0) & (behind < 1e-5)).any():
+                    to_rois[k] = math.nan
                 out[k, c, p, q] = values[best, c]
                 to_map[n, c] += g * np.outer(y.weight, x.weight)
                 along_y, along_x = finite[n, c] @ x.weight, y.weight @ finite[n, c]
@@ -233,8 +238,12 @@ def _rows_of_bins(
     kind: str, low: float, high: float, bins: int, length: int, scale: float, ratio: int, aligned: bool, real: Real
 ) -> list[list[Row]] | None:
     """For each bin one row, or for a maximum the rows to choose from; None if there are too many to visit."""
+    if kind == "cells":
+        ratio = 0
     if max(length, ratio, abs(low * scale), abs(high * scale)) > 2**23:
         real = np.float64  # a float32 has no fraction there
+    if kind == "integral" and max(abs(low * scale), abs(high * scale)) > 2**50:
+        return None  # where the box ends on the map hangs on roundings
     if kind == "integral":
         return [[row] for row in _integral_rows(low, high, bins, length, scale)]
     if kind == "cells":
