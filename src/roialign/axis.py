@@ -45,9 +45,9 @@ class Window(NamedTuple):
 
 def fits_float32(lo: Tensor, hi: Tensor, scale: float, length: int, sampling_ratio: int) -> Tensor:
     """``[K]`` bool: positions of the box along this axis can be computed in float32; otherwise they are in float64."""
-    if max(length, sampling_ratio) > FLOAT_CELLS:
-        return torch.zeros_like(lo, dtype=torch.bool)
-    return ((lo * scale).abs() <= FLOAT_CELLS) & ((hi * scale).abs() <= FLOAT_CELLS)
+    # As tensors, since a length may be a symbol, which must not decide anything while it is traced.
+    numbers = (lo * scale).abs(), (hi * scale).abs(), torch.full_like(lo, length), torch.full_like(lo, sampling_ratio)
+    return torch.stack(numbers).amax(0) <= FLOAT_CELLS
 
 
 def align_window(lo: Tensor, hi: Tensor, bins: int, scale: float, sampling_ratio: int, aligned: bool) -> Window:

@@ -198,6 +198,8 @@ def _vmap_pool(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor,
         level = spread(level, in_dims[2]).flatten()
     if any(dim is not None for dim in in_dims[0]):
         features = [spread(*pair).flatten(0, 1) for pair in zip(features, in_dims[0], strict=True)]
+        if size * images > 2**24:  # float32 counts no further
+            rois = rois.double()
         shift = torch.arange(size, dtype=rois.dtype)[:, None, None] * images
         rois = torch.cat([rois[..., :1] + shift, rois[..., 1:]], -1)
     out = torch.ops.roialign.pool(features, rois.flatten(0, 1).contiguous(), level, *how)

@@ -151,9 +151,10 @@ def roi_pool(input: Tensor, rois: Tensor, output_size: tuple[int, int], scales: 
 
 def _greatest(values: Tensor, mask: Tensor, dim: int) -> Tensor:
     """The first maximum of the masked values; where all of them are -inf, the mask's own must be told from these."""
-    best = torch.where(mask, values, -torch.inf).max(dim).values
-    first = values.take_along_dim(mask.to(torch.uint8).argmax(dim, keepdim=True), dim).squeeze(dim)
-    return torch.where(best == -torch.inf, first, best)
+    masked = torch.where(mask, values, -torch.inf)
+    best = masked.max(dim, keepdim=True)
+    first = mask.to(torch.uint8).argmax(dim, keepdim=True)
+    return masked.gather(dim, torch.where(best.values == -torch.inf, first, best.indices)).squeeze(dim)
 
 
 def _each_axis(
@@ -170,7 +171,7 @@ def _each_axis(
         fits = axis.fits_float32(lo.detach(), hi.detach(), scale, length, sampling_ratio)
         if lo.dtype == torch.float64 or lo.device.type == "mps" or (not _unseen(fits) and bool(fits.all())):
             made.append(make(along, lo, hi))  # Metal has no float64
-        elif max(length, sampling_ratio) > axis.FLOAT_CELLS:  # none fits
+        elif not _unseen(fits) and not bool(fits.any()):
             made.append(make(along, lo.double(), hi.double()))
         else:
             narrow = make(along, torch.where(fits, lo, 0), torch.where(fits, hi, 0))
@@ -251,9 +252,11 @@ def _contract(maps: Tensor, ay: Tensor, ax: Tensor) -> Tensor:
     finite = maps.isfinite()
     if not tracing.hides_values(finite) and bool(finite.all()):
         return product(maps, ay, ax)
-    # Zeros in place of what is not finite, behind autograd's back: the gradient to a cell is its weight all the same.
-    zeroed = maps.clone()
-    zeroed.detach().masked_fill_(~finite, 0)
+    zeroed = torch.where(finite, maps, 0)
+    if not tracing.hides_values(maps):
+        # Behind autograd's back: the gradient to a cell is its weight all the same. No graph can record that.
+        zeroed = maps.clone()
+        zeroed.detach().masked_fill_(~finite, 0)
     out = product(zeroed, ay, ax)
     flags = {torch.inf: maps == torch.inf, -torch.inf: maps == -torch.inf, torch.nan: maps.isnan()}
     for value, flag in flags.items():

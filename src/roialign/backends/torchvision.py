@@ -25,10 +25,10 @@ def why_not(input: Tensor) -> str:
     """Empty if torchvision can pool from this feature map in our place, else the reason why it cannot."""
     if input.device.type not in DEVICES:
         return f"it serves devices that ours do not, {', '.join(DEVICES)}; the input is on {input.device}"
+    if tracing.transforms() or tracing.differentiates_forward():
+        return "its kernels know no torch.func and no forward-mode derivative"
     if tracing.hides_values():
         return "it serves eager calls only, and this one is traced"
-    if tracing.differentiates_forward():
-        return "its kernels know no torch.func and no forward-mode derivative"
     if torch.are_deterministic_algorithms_enabled():
         return "its gradients are not deterministic, and torch.use_deterministic_algorithms is on"
     return _missing(input.device.type)

@@ -110,15 +110,21 @@ window.roialign = (() => {
 
   /** Precise RoI pooling: the integral of each cell's hat function over the bin, by the bin's length. */
   function integralMatrix({ start, bin }, bins, length) {
-    const area = (t) => 0.5 + t - (t * Math.abs(t)) / 2;
-    return bins.map((p) =>
-      indices(length).map((j) => {
-        const [a, b] = [p, p + 1].map((edge) => clamp(start + edge * bin - j, -1, 1));
-        if (!(bin > 0)) return 0;
-        if (bin < 1e-8) return (1 - Math.abs(a) + (1 - Math.abs(b))) / 2;
-        return (area(b) - area(a)) / bin;
-      }),
-    );
+    return bins.map((p) => {
+      const row = indices(length).map(() => 0);
+      if (!(bin > 0)) return row;
+      const begin = start + p * bin;
+      // Between the centres of cells j and j + 1 the map is linear: that piece acts as one sample at its middle.
+      for (let j = -1; j < length; j++) {
+        const skipped = Math.max(j - begin, 0);
+        const piece = Math.max(Math.min(j + 1 - begin, bin - skipped, bin, 1), 0);
+        const share = piece / bin;
+        const toNext = share * (Math.max(begin - j, 0) + piece / 2);
+        if (j >= 0) row[j] += share - toNext;
+        if (j + 1 < length) row[j + 1] += toNext;
+      }
+      return row;
+    });
   }
 
   /** C's round: halves go away from 0. */
