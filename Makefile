@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types docs picture clean
+.PHONY: demo test lint types docs picture mutants clean
 
 demo: .venv/ready
 	$(BIN)/roialign demo --out demo
@@ -23,6 +23,10 @@ docs: .venv/ready
 
 picture: .venv/ready # the README's, after a change of the figures
 	$(BIN)/python docs/figures.py
+
+mutants: .venv/ready # who notices a changed operator or constant; some: make mutants MUTANTS="axis.py --sample 50"
+	$(BIN)/python -c "import cosmic_ray" 2>/dev/null || $(BIN)/python -m pip install --quiet cosmic-ray
+	$(BIN)/python tests/mutants.py $(MUTANTS)
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
