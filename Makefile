@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types docs picture mutants clean
+.PHONY: demo test lint types docs figures mutants clean
 
 demo: .venv/ready
+	@echo 'The demo takes about a minute on two cores; its pictures go to demo/.'
 	$(BIN)/roialign demo --out demo
 
 test: .venv/ready
@@ -21,14 +22,16 @@ types: .venv/ready
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-picture: .venv/ready # the README's, after a change of the figures
+figures: .venv/ready # of the documentation, after a change of what is drawn
 	$(BIN)/python docs/figures.py
 
 mutants: .venv/ready # who notices a changed operator or constant; some: make mutants MUTANTS="axis.py --sample 50"
-	$(BIN)/python -c "import cosmic_ray" 2>/dev/null || $(BIN)/python -m pip install --quiet cosmic-ray
+	$(BIN)/python -c "import cosmic_ray, nanobind" 2>/dev/null || $(BIN)/python -m pip install --quiet cosmic-ray nanobind
 	$(BIN)/python tests/mutants.py $(MUTANTS)
 
 .venv/ready: pyproject.toml
+	@echo 'First .venv is set up: about 6 GB, nearly all of it PyTorch with CUDA; 5 to 20 minutes, most of them download.'
+	@echo 'An environment that has PyTorch serves as well: "pip install .[detection]" there, then "roialign demo".'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[all]'
 	touch $@

@@ -200,9 +200,7 @@ def _pool_with(library: Any, workload: Workload) -> Pool:
 
 
 def _into_one_output(case: Case) -> Call:
-    """Our forward into one output, which no public function offers: the core is called with the same addresses."""
-    from roialign import _core  # here, because the package may have been built without it
-
+    """Our forward into one output, which no public function offers."""
     workload, maps, rois = case.workload, case.maps, case.rois
     size = [workload.output, workload.output]
     scales = [1 / stride for _, _, stride in workload.maps for _ in "yx"]
@@ -210,15 +208,7 @@ def _into_one_output(case: Case) -> Call:
     if len(maps) > 1:
         level = fpn_levels([rois[:, 1:]], [int(math.log2(stride)) for _, _, stride in workload.maps], 224, 4)
     out = core.pool_fake(maps, rois, level, "avg", size)
-    call = core._call(rois, level, "avg", size, (scales, workload.ratio, workload.aligned), out)
-    levels = core._levels(maps, scales, out)
-
-    def forward() -> tuple[Tensor, ...]:
-        assert level is None or len(level) == len(rois)  # the core has its address only; this keeps it alive
-        _core.forward(call, levels)
-        return (out,)
-
-    return forward
+    return lambda: (core.pool_into(out, maps, rois, level, "avg", size, scales, workload.ratio, workload.aligned),)
 
 
 def _arrays(case: Case) -> dict[str, Any]:

@@ -53,7 +53,7 @@ static void spread_columns(const Axis<A>& x, int32_t width, const A* pixels, int
     const int32_t first = x.cells.begin[i], taps = x.cells.begin[i + 1] - first;
     const int32_t* index = x.cells.index + first;
     const A* weight = x.cells.weight + first;
-    A* to = strips + i * n;
+    A* to = strips + int64_t{i} * n;
     if (taps <= 2) {  // by far the most common
       const A *a = pixels + index[0] * n, *b = pixels + index[taps - 1] * n;
       const Lanes<A> u = Lanes<A>::fill(weight[0]), v = Lanes<A>::fill(weight[taps - 1]);
@@ -116,9 +116,26 @@ static ROI_INLINE void challenge(const A* value, int32_t y, int32_t x, A* best, 
   }
 }
 
-// Finds the winners of every bin of pooled row `r` and hands them to visit(p, winners).
+// The value of one sample of one channel, by the cells that weigh something: tables with derivatives also list others.
+template <class A>
+static A weighed(const View<A>& view, const Box<A>& box, int32_t iy, int32_t ix, int c) {
+  const Matrix<A>&ys = box.y.bins, &xs = box.x.bins;
+  A sum = 0;
+  for (int32_t i = ys.begin[iy]; i < ys.begin[iy + 1]; ++i)
+    for (int32_t j = xs.begin[ix]; j < xs.begin[ix + 1]; ++j) {
+      if (ys.weight[i] == 0 || xs.weight[j] == 0) continue;
+      const int64_t y = view.compact ? ys.index[i] : box.y.cell[ys.index[i]];
+      const int64_t x = view.compact ? xs.index[j] : box.x.cell[xs.index[j]];
+      sum += ys.weight[i] * (xs.weight[j] * view.base[y * view.row + x * view.pixel + c]);
+    }
+  return sum;
+}
+
+// Finds the winners of every bin of pooled row `r` and hands them to visit(p, winners). `careful`: leave out cells of
+// weight zero one by one.
 template <class A, class Visit>
-static void find_winners(const KernelArgs& args, const View<A>& view, const Box<A>& box, int32_t r, Visit&& visit) {
+static void find_winners(const KernelArgs& args, const View<A>& view, const Box<A>& box, int32_t r, bool careful,
+                         Visit&& visit) {
   constexpr int n = kLanes<A>;
   const bool samples = args.kind == Kind::align_max;
   const Axis<A>&ys = box.y, &xs = box.x;
@@ -148,6 +165,7 @@ static void find_winners(const KernelArgs& args, const View<A>& view, const Box<
           value.add_times(xs.bins.weight[t], Lanes<A>::load(strip + int64_t{xs.bins.index[t]} * n));
         A v[n];
         value.store(v);
+        for (int c = 0; careful && c < n; ++c) v[c] = weighed(view, box, iy, ix, c);
         challenge(v, iy, ix, best + p * n, winners[p]);
       }
     }
@@ -161,7 +179,7 @@ static void max_back(const KernelArgs& args, const View<A>& view, const Box<A>& 
   constexpr int n = kLanes<A>;
   const Matrix<A>&ys = box.y.bins, &xs = box.x.bins;
   for (int32_t r = 0; r < rows; ++r)
-    find_winners(args, view, box, first + r, [&](int32_t p, const Winners& winners) {
+    find_winners(args, view, box, first + r, false, [&](int32_t p, const Winners& winners) {
       const A* grad = tile + (int64_t{r} * args.pooled.width + p) * n;
       for (int c = 0; c < lanes; ++c) {
         const int32_t iy = winners.y[c], ix = winners.x[c];

@@ -24,7 +24,7 @@ static void mean_box_grad(const KernelArgs& args, const View<A>& view, const Box
         const Run& run = box.x.run[k];
         const A* map = view.base + y * view.row + (view.compact ? run.at : run.cell) * view.pixel;
         const A* grad = strips + r * strip + int64_t{run.at} * n;
-        int32_t i = 0;
+        int64_t i = 0;
         for (; i + 2 <= run.count; i += 2) {
           dot.add_product(Lanes<A>::load(map + i * view.pixel), Lanes<A>::load(grad + i * n));
           dot2.add_product(Lanes<A>::load(map + (i + 1) * view.pixel), Lanes<A>::load(grad + (i + 1) * n));
@@ -52,13 +52,13 @@ static void mean_box_grad(const KernelArgs& args, const View<A>& view, const Box
   result[3] += x_hi.sum();
 }
 
-// The same for the first greatest sample of each bin, lane by lane.
+// The same for the first greatest sample of each bin, lane by lane. `values` has the cells that make the slope.
 template <class A>
-static void max_box_grad(const KernelArgs& args, const View<A>& view, const Box<A>& box, int lanes, int32_t first,
-                         int32_t rows, const A* tile, double* result) {
+static void max_box_grad(const KernelArgs& args, const View<A>& view, const View<A>& values, const Box<A>& box,
+                         int lanes, int32_t first, int32_t rows, const A* tile, double* result) {
   const Axis<A>&ys = box.y, &xs = box.x;
   for (int32_t r = 0; r < rows; ++r)
-    find_winners(args, view, box, first + r, [&](int32_t p, const Winners& winners) {
+    find_winners(args, view, box, first + r, &values != &view, [&](int32_t p, const Winners& winners) {
       const A* grad = tile + (int64_t{r} * args.pooled.width + p) * kLanes<A>;
       for (int c = 0; c < lanes; ++c) {
         const int32_t iy = winners.y[c], ix = winners.x[c];
@@ -66,9 +66,9 @@ static void max_box_grad(const KernelArgs& args, const View<A>& view, const Box<
         double part[4] = {0, 0, 0, 0};
         for (int32_t i = ys.bins.begin[iy]; i < ys.bins.begin[iy + 1]; ++i)
           for (int32_t j = xs.bins.begin[ix]; j < xs.bins.begin[ix + 1]; ++j) {
-            const int64_t y = view.compact ? ys.bins.index[i] : ys.cell[ys.bins.index[i]];
-            const int64_t x = view.compact ? xs.bins.index[j] : xs.cell[xs.bins.index[j]];
-            const auto value = static_cast<double>(view.base[y * view.row + x * view.pixel + c]);
+            const int64_t y = values.compact ? ys.bins.index[i] : ys.cell[ys.bins.index[i]];
+            const int64_t x = values.compact ? xs.bins.index[j] : xs.cell[xs.bins.index[j]];
+            const auto value = static_cast<double>(values.base[y * values.row + x * values.pixel + c]);
             part[0] += static_cast<double>(ys.dlo[i] * xs.bins.weight[j]) * value;
             part[1] += static_cast<double>(ys.dhi[i] * xs.bins.weight[j]) * value;
             part[2] += static_cast<double>(ys.bins.weight[i] * xs.dlo[j]) * value;
@@ -77,6 +77,15 @@ static void max_box_grad(const KernelArgs& args, const View<A>& view, const Box<
         for (int k = 0; k < 4; ++k) result[k] += part[k] * static_cast<double>(grad[c]);
       }
     });
+}
+
+// A box's window without the cells that are not finite: they have no slope.
+template <class S, class A>
+static View<A> pack_finite(const Map& map, const Box<A>& box, int64_t channel, int lanes, A* block) {
+  const View<A> view = pack_window<S>(map, box, channel, lanes, block);
+  for (int64_t i = 0; i < int64_t{box.y.touched} * box.x.touched * kLanes<A>; ++i)
+    if (block[i] - block[i] != 0) block[i] = 0;
+  return view;
 }
 
 template <class S>
@@ -90,13 +99,22 @@ static void backward_boxes_piece(const KernelArgs& args, const Piece& piece) {
     if (i + 1 < piece.box_count && piece.access == Access::whole)
       fetch_ahead<S>(args, boxes[i + 1].row, channel, lanes);
     if (!box.y.touched || !box.x.touched) return;
-    for (int32_t first = 0; first < args.pooled.height; first += step) {
-      const int32_t rows = args.pooled.height - first < step ? args.pooled.height - first : step;
-      fetch<S>(args, box.row, channel, lanes, int64_t{first} * width, int64_t{rows} * width, tile);
-      if (args.kind == Kind::align_max)
-        max_box_grad(args, view, box, lanes, first, rows, tile, piece.box_grad + 4 * i);
-      else
-        mean_box_grad(args, view, box, first, rows, tile, piece.box_grad + 4 * i);
-    }
+    double* result = piece.box_grad + 4 * i;
+    const double before[4] = {result[0], result[1], result[2], result[3]};
+    auto add = [&](const View<A>& values) {
+      for (int32_t first = 0; first < args.pooled.height; first += step) {
+        const int32_t rows = args.pooled.height - first < step ? args.pooled.height - first : step;
+        fetch<S>(args, box.row, channel, lanes, int64_t{first} * width, int64_t{rows} * width, tile);
+        if (args.kind == Kind::align_max)
+          max_box_grad(args, view, values, box, lanes, first, rows, tile, result);
+        else
+          mean_box_grad(args, values, box, first, rows, tile, result);
+      }
+    };
+    add(view);
+    const double sum = result[0] + result[1] + result[2] + result[3];
+    if (sum - sum == 0) return;
+    for (int k = 0; k < 4; ++k) result[k] = before[k];
+    add(pack_finite<S>(piece.input, box, channel, lanes, reinterpret_cast<A*>(args.space.second)));
   });
 }

@@ -178,7 +178,7 @@ static View<A> pack_window(const Map& map, const Box<A>& box, int64_t channel, i
   for (int32_t i = 0; i < box.y.touched; ++i, to += width * n)
     for (int32_t r = 0; r < box.x.runs; ++r) {
       const Run& run = box.x.run[r];
-      pack_cells<S>(map, channel, lanes, box.y.cell[i], run.cell, run.count, to + run.at * n);
+      pack_cells<S>(map, channel, lanes, box.y.cell[i], run.cell, run.count, to + int64_t{run.at} * n);
     }
   return {block, width * n, n, true};
 }

@@ -22,7 +22,7 @@ static ROI_INLINE void sum_rows(const View<A>& view, const int32_t* cell, const 
     const int32_t position = index[t];
     return view.base + (view.compact ? position : cell[position]) * view.row + x;
   };
-  to += run.at * n;
+  to += int64_t{run.at} * n;
   if (taps <= 4) {
     const A* row[4];
     for (int32_t t = 0; t < taps; ++t) row[t] = row_at(t);

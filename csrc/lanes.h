@@ -186,10 +186,10 @@ ROI_INLINE double widen(double s) { return s; }
 ROI_INLINE float widen(BFloat s) { return from_bits(static_cast<uint32_t>(s.bits) << 16); }
 ROI_INLINE float widen(Half s) {
   const uint32_t sign = static_cast<uint32_t>(s.bits & 0x8000u) << 16, magnitude = s.bits & 0x7fffu;
-  // Shifting puts the fields in place; the multiplication mends the exponent, subnormals included.
-  const float finite = from_bits(magnitude << 13) * from_bits(0x77800000u);  // 2^112
-  const uint32_t special = 0x7f800000u | (magnitude & 0x3ffu) << 13;
-  return from_bits(sign | (magnitude >= 0x7c00u ? special : to_bits(finite)));
+  // Subnormals are counts of 2^-24. No subnormal float is made on the way: torch.set_flush_denormal would make it zero.
+  const uint32_t tiny = to_bits(static_cast<float>(static_cast<int32_t>(magnitude)) * from_bits(0x33800000u));
+  const uint32_t normal = (magnitude << 13) + (magnitude >= 0x7c00u ? 0x70000000u : 0x38000000u);
+  return from_bits(sign | (magnitude < 0x400u ? tiny : normal));
 }
 
 // Narrowing rounds to nearest, ties to even.

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <cfenv>
 #include <exception>
 #include <mutex>
 
@@ -16,19 +17,25 @@ pid_t pool_owner = 0;
 struct Region {
   WorkerBody body;
   void* context;
+  std::fenv_t environment;  // of the calling thread
   std::mutex mutex;
   std::exception_ptr error;
 };
 
-// An exception must not cross the pool's C interface: it is kept and thrown again on the calling thread.
+// An exception must not cross the pool's C interface: it is kept and thrown again on the calling thread. Whether that
+// thread flushes subnormal numbers to zero holds for its workers too: an answer must not depend on who computes it.
 void run_range(int64_t begin, int64_t end, void* context) {
   auto& region = *static_cast<Region*>(context);
+  std::fenv_t own;
+  std::fegetenv(&own);
+  std::fesetenv(&region.environment);
   try {
     for (int64_t i = begin; i < end; ++i) region.body(i, region.context);
   } catch (...) {
     const std::lock_guard<std::mutex> lock(region.mutex);
     if (!region.error) region.error = std::current_exception();
   }
+  std::fesetenv(&own);
 }
 
 }  // namespace
@@ -47,9 +54,13 @@ int64_t thread_count() {
 }
 
 void run_workers(int64_t workers, WorkerBody body, void* context) {
-  Region region{body, context, {}, {}};
-  if (workers <= 1 || !pool_parallel_for || pool_parallel_for(0, workers, 1, run_range, &region) != 0)
-    run_range(0, workers, &region);
+  if (workers <= 1) {  // a small call: nothing to hand over
+    if (workers == 1) body(0, context);
+    return;
+  }
+  Region region{body, context, {}, {}, {}};
+  std::fegetenv(&region.environment);
+  if (!pool_parallel_for || pool_parallel_for(0, workers, 1, run_range, &region) != 0) run_range(0, workers, &region);
   if (region.error) std::rethrow_exception(region.error);
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <compare>
 
 namespace roialign {
 namespace {
@@ -29,22 +30,24 @@ int64_t image_of(const Call& call, int64_t row) {
 int64_t first_bad_row(const Call& call) { return call.rois_f64 ? bad_row<double>(call) : bad_row<float>(call); }
 
 Grouping::Grouping(const Call& call) : rows(static_cast<size_t>(call.boxes)) {
-  // A counting sort over all images of all levels.
-  std::vector<int64_t> first_image(1, 0);
-  for (int64_t l = 0; l < call.level_count; ++l) first_image.push_back(first_image.back() + call.levels[l].images);
-  std::vector<int64_t> start(static_cast<size_t>(first_image.back()) + 1, 0);
-  auto bucket = [&](int64_t k) {
-    return static_cast<size_t>(first_image[static_cast<size_t>(call.level_of_box ? call.level_of_box[k] : 0)] +
-                               image_of(call, k));
+  // Sorted, not counted: there may be many more images than boxes, as an expanded map has at no cost.
+  struct Place {
+    int64_t level, image, row;
+    auto operator<=>(const Place&) const = default;
   };
-  for (int64_t k = 0; k < call.boxes; ++k) ++start[bucket(k) + 1];
-  for (size_t i = 1; i < start.size(); ++i) start[i] += start[i - 1];
-  for (int64_t l = 0; l < call.level_count; ++l)
-    for (int64_t image = 0; image < call.levels[l].images; ++image) {
-      const auto b = static_cast<size_t>(first_image[static_cast<size_t>(l)] + image);
-      if (start[b] < start[b + 1]) groups.push_back({l, image, start[b], start[b + 1]});
-    }
-  for (int64_t k = 0; k < call.boxes; ++k) rows[static_cast<size_t>(start[bucket(k)]++)] = k;
+  std::vector<Place> places;
+  places.reserve(rows.size());
+  for (int64_t k = 0; k < call.boxes; ++k)
+    places.push_back({call.level_of_box ? call.level_of_box[k] : 0, image_of(call, k), k});
+  if (!std::is_sorted(places.begin(), places.end())) std::sort(places.begin(), places.end());
+  for (size_t i = 0; i < places.size(); ++i) {
+    const Place& place = places[i];
+    rows[i] = place.row;
+    const auto at = static_cast<int64_t>(i);
+    if (groups.empty() || groups.back().level != place.level || groups.back().image != place.image)
+      groups.push_back({place.level, place.image, at, at});
+    groups.back().end = at + 1;
+  }
 }
 
 template <class A>

@@ -21,6 +21,11 @@ constexpr int64_t kStream = 8 << 20;
 constexpr int64_t kParts = 16;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// Memory of so many cells of one channel block. Strides of 0 make maps whose cells no memory could hold.
+int64_t block_bytes(int64_t cells) {
+  if (cells > (int64_t{1} << 50)) throw std::bad_alloc();
+  return cells * kBlockBytes;
+}
 int64_t item_size(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2; }
 
 // Fresh memory arrives page by page, which costs more than the pooling itself; huge pages make it few.
@@ -144,7 +149,7 @@ void add_reading_pieces(const Work<A>& work, const Plan<A>& plan, int64_t ranges
     piece.access = access_of(work, plan, group, piece.input);
     const bool whole = piece.access == Access::whole;
     const int64_t cells = whole ? piece.input.height * piece.input.width : plan.most_cells;
-    sizes.block = std::max(sizes.block, cells * kBlockBytes);
+    sizes.block = std::max(sizes.block, block_bytes(cells));
     const int64_t count = group.end - group.begin;
     int64_t channel_cuts = ranges, box_cuts = 1;
     if (whole) {
@@ -187,7 +192,7 @@ void add_to_input(const Work<A>& work, const Plan<A>& plan, const Level* grads, 
   const Call& call = work.call;
   const bool reads = call.kind == Kind::align_max || call.kind == Kind::roipool;
   Scratch::Sizes sizes = work.sizes(plan);
-  if (reads) sizes.second = plan.most_cells * kBlockBytes;
+  if (reads) sizes.second = block_bytes(plan.most_cells);
   const auto busy = static_cast<int64_t>(plan.groups.size()) * work.blocks;
   std::vector<Piece> pieces;
   size_t next_group = 0;
@@ -217,7 +222,7 @@ void add_to_input(const Work<A>& work, const Plan<A>& plan, const Level* grads, 
           piece.channel_end = std::min(piece.channel + work.lanes, work.channels);
           piece.row = cut(grad.height, bands, band);
           piece.row_end = cut(grad.height, bands, band + 1);
-          sizes.block = std::max(sizes.block, (piece.row_end - piece.row) * grad.width * kBlockBytes);
+          sizes.block = std::max(sizes.block, block_bytes((piece.row_end - piece.row) * grad.width));
           pieces.push_back(piece);
         }
     }
@@ -250,6 +255,7 @@ void run_backward_boxes(const Call& call, T* grad_rois) {
     std::vector<double> sums(static_cast<size_t>(parts) * count * 4, 0.0);
     std::vector<Piece> pieces;
     Scratch::Sizes sizes = work.sizes(plan);
+    sizes.second = block_bytes(plan.most_cells);
     add_reading_pieces(work, plan, parts, sums.data(), pieces, sizes);
     work.run(pieces, kernels().backward_boxes, sizes);
     for (size_t i = 0; i < count; ++i) {
@@ -276,7 +282,10 @@ int64_t forward(const Call& call) {
 
 int64_t backward_input(const Call& call, const Level* grads) {
   const int64_t bad = first_bad_row(call);
-  if (bad >= 0) return bad;
+  const bool any = std::any_of(grads, grads + call.level_count, [](const Level& grad) {
+    return grad.images && grad.channels && grad.height && grad.width;
+  });
+  if (bad >= 0 || !any) return bad;
   call.dtype == DType::f64 ? run_backward_input<double>(call, grads) : run_backward_input<float>(call, grads);
   return -1;
 }

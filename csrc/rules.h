@@ -1,4 +1,4 @@
-// The rules of DESIGN.md section 2 along one axis: which cells a bin touches, and with what weight.
+// The rules of docs/derivation.md along one axis: which cells a bin touches, and with what weight.
 // Compiled without contraction (-ffp-contract=off): a sample must fall in the same cell, and on the same side of the
 // border, as the formula evaluated step by step in the type T of the boxes.
 #pragma once
@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <stdexcept>
 #include <vector>
 
 namespace roialign {
@@ -16,14 +17,39 @@ struct Taps {
   std::vector<int32_t> begin, index, group;
   std::vector<double> weight, dlo, dhi;
   bool derivative = false;
+  double least = 0;  // weights up to this one are 0 in the kernels' type
 
-  void start(bool with_derivative) {
+  void start(bool with_derivative, double least_) {
     derivative = with_derivative;
+    least = least_;
     begin.assign(1, 0);
     for (auto* ints : {&index, &group}) ints->clear();
     for (auto* reals : {&weight, &dlo, &dhi}) reals->clear();
   }
-  void end_row() { begin.push_back(static_cast<int32_t>(index.size())); }
+  // A cell of weight zero counts nothing, whatever it holds, so it leaves the row, unless its weight has a slope.
+  void end_row() {
+    auto to = static_cast<size_t>(begin.back());
+    for (size_t from = to; from < index.size(); ++from) {
+      const bool slopes = derivative && (dlo[from] != 0 || dhi[from] != 0);
+      if (!(weight[from] > least) && !slopes) continue;
+      index[to] = index[from];
+      weight[to] = weight[from];
+      if (derivative) {
+        dlo[to] = dlo[from];
+        dhi[to] = dhi[from];
+      }
+      ++to;
+    }
+    index.resize(to);
+    weight.resize(to);
+    if (derivative) {
+      dlo.resize(to);
+      dhi.resize(to);
+    }
+    if (std::max(index.size(), begin.size()) > static_cast<size_t>(std::numeric_limits<int32_t>::max()))
+      throw std::length_error("roialign: a box takes more than 2^31 samples along one axis of the map");
+    begin.push_back(static_cast<int32_t>(index.size()));
+  }
   void add(int32_t cell, double w, double lo, double hi) {
     index.push_back(cell);
     weight.push_back(w);
@@ -48,6 +74,19 @@ struct Taps {
   }
 };
 
+// From here on a float has no fraction: cells and samples could not be told apart, and a step of one might not move.
+constexpr int64_t kFloatCells = 1 << 23;
+
+// Whether a box's positions along one axis can be computed in float; otherwise they are in double.
+inline bool fits_float(float lo, float hi, double scale, int64_t length, int64_t ratio) {
+  constexpr auto most = static_cast<float>(kFloatCells);
+  const auto factor = static_cast<float>(scale);
+  return std::max(length, ratio) <= kFloatCells && std::abs(lo * factor) <= most && std::abs(hi * factor) <= most;
+}
+
+// The sample before this one. Beyond 2^53 there are samples that no double counts: they are passed over.
+inline double before(double i) { return std::min(i - 1, i * (1 - 0x1p-53)); }
+
 // Sample positions of one axis of one box: P bins of `grid` samples each.
 template <class T>
 struct Samples {
@@ -65,7 +104,7 @@ struct Samples {
     size = end - start;
     finite = std::isfinite(lo) && std::isfinite(hi) && std::isfinite(start) && std::isfinite(size);
     if (!aligned) {
-      resizes = size >= T(1);
+      resizes = size > T(1);
       size = std::max(size, T(1));
     }
     bin = size / static_cast<T>(bins);
@@ -87,6 +126,7 @@ struct Samples {
 
   // The first sorted sample in [i, end) at or beyond `limit` (strictly beyond if `past`), or end. Positions do not
   // decrease, rounding included, so bisection finds exactly what visiting each sample would; the guess makes it short.
+  // What comes back is beyond i wherever sample i is not.
   double first_from(int32_t p, double i, double end, T limit, bool past) const {
     auto reached = [&](double k) {
       const T s = sorted_at(p, k);
@@ -141,8 +181,8 @@ struct Motion {
 };
 
 template <class T>
-void add_samples(Taps& taps, const Samples<T>& axis, const Spot<T>& spot, double fractions, double count,
-                 const Motion& motion, double divisor) {
+void add_samples(Taps& taps, const Spot<T>& spot, double fractions, double count, const Motion& motion,
+                 double divisor) {
   if (spot.last) {
     taps.merge(spot.cell, count / divisor, 0, 0);
     return;
@@ -150,10 +190,9 @@ void add_samples(Taps& taps, const Samples<T>& axis, const Spot<T>& spot, double
   const double lo = spot.slopes ? motion.lo : 0, hi = spot.slopes ? motion.hi : 0;
   taps.merge(spot.cell, (count - fractions) / divisor, -lo, -hi);
   taps.merge(spot.cell + 1, fractions / divisor, lo, hi);
-  (void)axis;
 }
 
-// Calls visit(first, last) for each maximal range of sorted samples inside the map that lie in one cell, in order.
+// Calls visit(first, end) for each maximal range of sorted samples inside the map that lie in one cell, in order.
 template <class T, class Visit>
 void for_each_cell(const Samples<T>& axis, int32_t p, Visit&& visit) {
   const double grid = static_cast<double>(axis.grid);
@@ -164,7 +203,7 @@ void for_each_cell(const Samples<T>& axis, int32_t p, Visit&& visit) {
     double next = end;
     if (s < static_cast<T>(axis.length - 1))
       next = axis.first_from(p, i, end, s < T(0) ? T(0) : std::floor(s) + T(1), false);
-    visit(i, next - 1);
+    visit(i, next);
     i = next;
   }
 }
@@ -180,16 +219,15 @@ void average_taps(Taps& taps, const Samples<T>& axis) {
         const T s = axis.sorted_at(p, i);
         if (!axis.inside(s)) continue;
         const Spot<T> spot(s, axis.length);
-        add_samples(taps, axis, spot, static_cast<double>(spot.fraction), 1, Motion(axis, p, axis.mirror(i), 1, grid),
-                    grid);
+        add_samples(taps, spot, static_cast<double>(spot.fraction), 1, Motion(axis, p, axis.mirror(i), 1, grid), grid);
       }
       continue;
     }
-    for_each_cell(axis, p, [&](double first, double last) {
-      const double count = last - first + 1;
+    for_each_cell(axis, p, [&](double first, double end) {
+      const double count = end - first, last = before(end);
       const Spot<T> a(axis.sorted_at(p, first), axis.length), b(axis.sorted_at(p, last), axis.length);
       const double fractions = count * (static_cast<double>(a.fraction) + static_cast<double>(b.fraction)) / 2;
-      add_samples(taps, axis, a, fractions, count, Motion(axis, p, axis.mirror((first + last) / 2), count, grid), grid);
+      add_samples(taps, a, fractions, count, Motion(axis, p, axis.mirror((first + last) / 2), count, grid), grid);
     });
   }
 }
@@ -209,21 +247,21 @@ void sample_taps(Taps& taps, const Samples<T>& axis) {
     } else {
       const double above = axis.first_from(p, 0, grid, static_cast<T>(axis.length), true);
       const double below = axis.first_from(p, 0, above, T(-1), false);
-      auto keep = [&](double first, double last) {  // one sample or two
-        if (first > last) return;
+      auto keep = [&](double first, double end) {  // one sample or two
+        if (first >= end) return;
         chosen.push_back(axis.mirror(first));
-        if (last > first) chosen.push_back(axis.mirror(last));
+        if (before(end) > first) chosen.push_back(axis.mirror(before(end)));
       };
-      keep(0, below - 1);
+      keep(0, below);
       for_each_cell(axis, p, keep);
-      keep(above, grid - 1);
+      keep(above, grid);
       if (axis.bin < 0) std::reverse(chosen.begin(), chosen.end());
     }
     for (const double i : chosen) {
       const T s = axis.at(p, i);
       if (axis.inside(s)) {
         const Spot<T> spot(s, axis.length);
-        add_samples(taps, axis, spot, static_cast<double>(spot.fraction), 1, Motion(axis, p, i, 1, 1), 1);
+        add_samples(taps, spot, static_cast<double>(spot.fraction), 1, Motion(axis, p, i, 1, 1), 1);
       }
       taps.end_row();
     }
@@ -231,30 +269,26 @@ void sample_taps(Taps& taps, const Samples<T>& axis) {
   }
 }
 
-// The integral of the hat function from -infinity to t.
-inline double hat_integral(double t) {
-  t = std::min(std::max(t, -1.0), 1.0);
-  return 0.5 + t - t * std::abs(t) / 2;
-}
-inline double hat(double t) { return std::max(0.0, 1 - std::abs(t)); }
-
-// Precise RoI pooling: the mean over the bin of the interpolated map, which is zero outside. False if not finite.
-template <class T>
-bool integral_taps(Taps& taps, T lo, T hi, double scale, int32_t bins, int32_t length) {
-  const double start = static_cast<double>(lo) * scale, raw = static_cast<double>(hi) * scale - start;
+// Precise RoI pooling: the mean over the bin of the interpolated map, which is zero outside. The bin is cut at the
+// cells' centres; a piece acts as one sample at its middle that weighs its share of the bin, which is exact and stays
+// so for the longest and the shortest bin, derivative included. False if not finite.
+inline bool integral_taps(Taps& taps, double lo, double hi, double scale, int32_t bins, int32_t length) {
+  const double start = lo * scale, raw = hi * scale - start;
   if (!std::isfinite(lo) || !std::isfinite(hi) || !std::isfinite(start) || !std::isfinite(raw)) return false;
   const double bin = std::max(raw, 0.0) / bins;
   for (int32_t p = 0; p < bins; ++p, taps.end_row()) {
     if (!(bin > 0)) continue;
-    const double from = start + p * bin, to = start + (p + 1) * bin;
-    const double first = std::max(std::floor(from), 0.0), last = std::min(std::ceil(to), length - 1.0);
-    for (double y = first; y <= last; ++y) {
-      // A bin too short for a difference of areas is the mean of the hats at its ends.
-      const double mean =
-          bin < 1e-8 ? (hat(to - y) + hat(from - y)) / 2 : (hat_integral(to - y) - hat_integral(from - y)) / bin;
-      const double moved = (hat(to - y) - hat(from - y)) / bin;
-      const double grown = ((p + 1) * hat(to - y) - p * hat(from - y) - mean) / bin / bins;
-      taps.add(static_cast<int32_t>(y), mean, scale * (moved - grown), scale * grown);
+    const double from = start + p * bin, end = std::min(std::floor(from + bin), length - 1.0);
+    for (double k = std::max(std::floor(from), -1.0); k <= end; ++k) {
+      const double skipped = std::max(k - from, 0.0);  // of the bin, before cell k's centre
+      const double piece = std::min({1.0, bin, k + 1 - from, bin - (k - from)});
+      if (!(piece > 0)) continue;
+      const double share = piece / bin, middle = std::max(from - k, 0.0) + piece / 2;
+      const double along = (p + (skipped + piece / 2) / bin) / bins;  // of the box
+      const double moved_lo = scale * share * (1 - along), moved_hi = scale * share * along;
+      const auto cell = static_cast<int32_t>(k);
+      if (cell >= 0) taps.merge(cell, share * (1 - middle), -moved_lo, -moved_hi);
+      if (cell + 1 < length) taps.merge(cell + 1, share * middle, moved_lo, moved_hi);
     }
   }
   return true;

@@ -1,7 +1,9 @@
 #include "tables.h"
 
 #include <cstdlib>
+#include <limits>
 #include <new>
+#include <type_traits>
 
 #include "rules.h"
 
@@ -161,9 +163,13 @@ class Compactor {
 };
 
 // The taps of one axis. False if the box is not finite there.
-template <class T>
+template <class A, class T>
 bool axis_taps(Taps& taps, const Call& call, T lo, T hi, double scale, int32_t bins, int64_t length_, bool derivative) {
-  taps.start(derivative);
+  if constexpr (std::is_same_v<T, float>) {
+    if (!fits_float(lo, hi, scale, length_, call.sampling_ratio))
+      return axis_taps<A, double>(taps, call, lo, hi, scale, bins, length_, derivative);
+  }
+  taps.start(derivative, static_cast<double>(std::numeric_limits<A>::denorm_min()) / 2);
   const auto length = static_cast<int32_t>(length_);
   if (call.kind == Kind::prroi) return integral_taps(taps, lo, hi, scale, bins, length);
   if (call.kind == Kind::roipool) return cell_taps(taps, lo, hi, scale, bins, length);
@@ -182,9 +188,9 @@ void build(const Call& call, Wanted wanted, Box<A>* boxes, int64_t count, Arena&
     const T* roi = static_cast<const T*>(call.rois) + 5 * box.row;
     const Level& level = call.levels[call.level_of_box ? call.level_of_box[box.row] : 0];
     const bool y =
-        axis_taps(taps_y, call, roi[2], roi[4], level.scale_y, call.pooled_h, level.height, wanted.derivative);
+        axis_taps<A>(taps_y, call, roi[2], roi[4], level.scale_y, call.pooled_h, level.height, wanted.derivative);
     const bool x =
-        axis_taps(taps_x, call, roi[1], roi[3], level.scale_x, call.pooled_w, level.width, wanted.derivative);
+        axis_taps<A>(taps_x, call, roi[1], roi[3], level.scale_x, call.pooled_w, level.width, wanted.derivative);
     box.finite = y && x;
     if (!box.finite) continue;
     compactor.compact(taps_y, call, wanted, false, box.y);

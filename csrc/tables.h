@@ -1,4 +1,4 @@
-// Boxes as matrices: for each box one banded matrix per axis (DESIGN.md, section 1).
+// Boxes as matrices: for each box one banded matrix per axis (docs/derivation.md).
 #pragma once
 
 #include <cstddef>

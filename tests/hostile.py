@@ -37,6 +37,12 @@ def boxes(*indices: float, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.tensor([[index, 1, 1, 5, 5] for index in indices or (0,)], dtype=dtype).reshape(-1, 5)
 
 
+def freed(tensor: Tensor, left: int = 0) -> Tensor:
+    """The tensor with all but ``left`` bytes of its storage given back, as FSDP does."""
+    tensor.untyped_storage().resize_(left)
+    return tensor
+
+
 def align(*args: Any, **options: Any) -> Callable[[], object]:
     """``roi_align`` on harmless arguments but those given: input, boxes and output_size by position, others by name."""
     filled = (*args, *(map_(), boxes(), 2)[len(args) :])
@@ -111,6 +117,12 @@ CALLS: dict[str, Call] = {
     "boxes bool": Call(align(map_(), boxes().bool()), TypeError, ("boxes", "torch.bool", "expected", "integer")),
     "boxes complex": Call(align(map_(), boxes() + 0j), TypeError, ("boxes", "torch.complex64", "expected")),
     "boxes sparse": Call(align(map_(), boxes().to_sparse()), TypeError, ("boxes", "torch.sparse_coo", "expected")),
+    "boxes freed": Call(align(map_(), freed(boxes().half())), ValueError, ("boxes", "0 bytes", "expected 10")),
+    "list freed": Call(
+        align(map_(), [freed(torch.ones(1, 4)), torch.ones(1, 4)]), ValueError, ("boxes[0]", "0 bytes", "expected 16")
+    ),
+    "input freed": Call(align(freed(map_())), ValueError, ("(2, 3, 8, 8)", "0 bytes", "expected 1536")),
+    "input partly freed": Call(align(freed(map_(), 1532)), ValueError, ("(2, 3, 8, 8)", "1532 bytes", "expected 1536")),
     "boxes on another device": Call(align(map_(), boxes().to("meta")), ValueError, ("boxes", "meta", "cpu")),
     "list too short": Call(
         align(map_(), [torch.ones(1, 4)]), ValueError, ("boxes", "1 tensors", "2 images", "expected")
@@ -131,6 +143,25 @@ CALLS: dict[str, Call] = {
     "size string": Call(align(map_(), boxes(), "7"), TypeError, (*SIZE, "'7'")),
     "size None": Call(align(map_(), boxes(), None), TypeError, (*SIZE, "None")),
     "size with float": Call(align(map_(), boxes(), (2, 2.5)), TypeError, (*SIZE, "(2, 2.5)")),
+    **{
+        f"size {big}": Call(align(map_(), boxes(), big), ValueError, (*SIZE, str(big), "at most 2**24"))
+        for big in (2**24 + 1, 2**31, 2**63, 2**64)
+    },
+    "size too large together": Call(
+        align(map_(), boxes(), 2**24), ValueError, ("output_size", "1 boxes of 3 channels", "expected", "memory")
+    ),
+    "size a bool tensor": Call(align(map_(), boxes(), torch.tensor(True)), TypeError, (*SIZE, "tensor(True)")),
+    "size of a float tensor": Call(align(map_(), boxes(), torch.ones(2)), TypeError, (*SIZE, "tensor([1., 1.])")),
+    "module size 2**31": Call(lambda: RoIAlign(2**31, 1.0, 2), ValueError, (*SIZE, str(2**31))),
+    "module ratio 2**63": Call(lambda: RoIAlign(2, 1.0, 2**63), ValueError, (*RATIO, str(2**63))),
+    "pyramid size 2**63": Call(pyramid(output_size=2**63), ValueError, (*SIZE, str(2**63))),
+    "ratio 2**63": Call(align(sampling_ratio=2**63), ValueError, (*RATIO, str(2**63), "below 2**63")),
+    "ratio a bool tensor": Call(align(sampling_ratio=torch.tensor(True)), TypeError, (*RATIO, "tensor(True)")),
+    "ratio a float tensor": Call(align(sampling_ratio=torch.tensor(2.0)), TypeError, (*RATIO, "tensor(2.)")),
+    "scale of a gradient": Call(
+        align(spatial_scale=torch.tensor(0.5, requires_grad=True)), TypeError, (*SCALE, "0.5", "no gradient", ".item()")
+    ),
+    "scale on meta": Call(align(spatial_scale=torch.tensor(0.5, device="meta")), TypeError, (*SCALE, "meta")),
     "scale zero": Call(align(spatial_scale=0), ValueError, (*SCALE, "0")),
     "scale negative": Call(align(spatial_scale=-0.5), ValueError, (*SCALE, "-0.5")),
     "scale NaN": Call(align(spatial_scale=NAN), ValueError, (*SCALE, "nan")),
@@ -146,7 +177,8 @@ CALLS: dict[str, Call] = {
     "ratio None": Call(align(sampling_ratio=None), TypeError, (*RATIO, "None")),
     "ratio bool": Call(align(sampling_ratio=True), TypeError, (*RATIO, "True")),
     "aligned None": Call(align(aligned=None), TypeError, ("aligned", "None", "expected True or False")),
-    "aligned int": Call(align(aligned=1), TypeError, ("aligned", "1", "expected True or False")),
+    "aligned 2": Call(align(aligned=2), TypeError, ("aligned", "2", "expected True or False")),
+    "aligned float": Call(align(aligned=1.0), TypeError, ("aligned", "1.0", "expected True or False")),
     "mode unknown": Call(align(mode="sum"), ValueError, ("mode", "'sum'", "expected", "'avg'", "'max'")),
     "mode None": Call(align(mode=None), ValueError, ("mode", "None", "expected", "'avg'")),
     "mode a list": Call(align(mode=["avg"]), ValueError, ("mode", "['avg']", "expected", "'avg'")),

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from fractions import Fraction
 from itertools import pairwise, product
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 Pair = tuple[float, float]
 Size = tuple[int, int]
 Taps = list[tuple[int, float]]
+Real = type[np.floating]
 
 
 def roi_align(
@@ -136,14 +139,8 @@ def _bin_cells(
 ) -> list[list[int]]:
     first, last = (_half_away(real(edge) * real(scale)) for edge in (low, high))
     step = real(max(last - first + 1, 1)) / real(bins)
-    return [
-        [
-            cell
-            for cell in range(first + math.floor(real(p) * step), first + math.ceil(real(p + 1) * step))
-            if 0 <= cell < length
-        ]
-        for p in range(bins)
-    ]
+    ends = [(first + math.floor(real(p) * step), first + math.ceil(real(p + 1) * step)) for p in range(bins)]
+    return [list(range(max(begin, 0), min(end, length))) for begin, end in ends]
 
 
 def _half_away(value: np.floating) -> int:
@@ -170,3 +167,153 @@ def _weighted(image: np.ndarray, rows: Taps, columns: Taps) -> np.ndarray:
     for (y, wy), (x, wx) in product(rows, columns):
         total += wy * wx * image[:, y, x]
     return total
+
+
+# Gradients, by the same plain visits. A row is what one bin or one sample weighs: values, and slopes to the two edges.
+
+
+class Row(NamedTuple):
+    weight: np.ndarray
+    lo: np.ndarray
+    hi: np.ndarray
+
+    @classmethod
+    def empty(cls, length: int) -> Row:
+        return cls(*np.zeros((3, length)))
+
+
+def pool_with_gradients(
+    kind: str, input: Tensor, rois: Tensor, grad: Tensor, scale: Pair, ratio: int, aligned: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Forward, gradient to the map and gradient to the rois, all float64, of any kind of pooling.
+
+    ``grad`` is the gradient to the output. None if some grid has too many samples on the map to visit them all.
+    A cell without weight counts nothing, and one that is not finite has no slope.
+    """
+    real = position_type(input, rois)
+    maps, grads = _values(input), _values(grad)
+    finite = np.where(np.isfinite(maps), maps, 0)
+    size = grads.shape[2:]
+    out, to_map, to_rois = np.zeros_like(grads), np.zeros_like(maps), np.zeros((len(rois), 5))
+    for k, (image, *box) in enumerate(_rows(rois)):
+        n = int(image)
+        if not np.isfinite(box).all():
+            out[k] = math.nan
+            continue
+        bins = [
+            _rows_of_bins(kind, box[1 - a], box[3 - a], size[a], maps.shape[2 + a], scale[a], ratio, aligned, real)
+            for a in (0, 1)
+        ]
+        if bins[0] is None or bins[1] is None:
+            return None
+        for p, q in np.ndindex(*size):
+            pairs = list(product(bins[0][p], bins[1][q]))
+            if not pairs:
+                continue
+            values = np.stack([_weighed(maps[n], y.weight, x.weight) for y, x in pairs])  # [samples, C]
+            for c, g in enumerate(grads[k, :, p, q]):
+                nans = np.isnan(values[:, c])
+                best = int(np.argmax(nans)) if nans.any() else int(np.argmax(values[:, c]))
+                y, x = pairs[best]
+                out[k, c, p, q] = values[best, c]
+                to_map[n, c] += g * np.outer(y.weight, x.weight)
+                along_y, along_x = finite[n, c] @ x.weight, y.weight @ finite[n, c]
+                to_rois[k, 1:] += g * np.array([x.lo @ along_x, y.lo @ along_y, x.hi @ along_x, y.hi @ along_y])
+    return out, to_map, to_rois
+
+
+def _weighed(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Per channel; a cell without weight is never read."""
+    y, x = rows.nonzero()[0], columns.nonzero()[0]
+    with np.errstate(invalid="ignore"):  # inf - inf
+        return np.einsum("y,cyx,x->c", rows[y], image[:, y][:, :, x], columns[x])  # type: ignore[no-any-return]
+
+
+def _rows_of_bins(
+    kind: str, low: float, high: float, bins: int, length: int, scale: float, ratio: int, aligned: bool, real: Real
+) -> list[list[Row]] | None:
+    """For each bin one row, or for a maximum the rows to choose from; None if there are too many to visit."""
+    if max(length, ratio, abs(low * scale), abs(high * scale)) > 2**23:
+        real = np.float64  # a float32 has no fraction there
+    if kind == "integral":
+        return [[row] for row in _integral_rows(low, high, bins, length, scale)]
+    if kind == "cells":
+        each = np.eye(length)
+        cells = _bin_cells(low, high, bins, scale, length, real)
+        return [[Row(each[cell], 0 * each[cell], 0 * each[cell]) for cell in part] for part in cells]
+    rows = []
+    for p in range(bins):
+        visited = _sample_rows(low, high, p, bins, length, scale, ratio, aligned, real)
+        if visited is None:
+            return None
+        samples, grid = visited
+        if kind == "avg":
+            rows.append([Row(*(np.sum([row[i] for row in samples], 0) / grid for i in range(3)))] if samples else [])
+        else:
+            rows.append(samples)
+    return rows
+
+
+def _sample_rows(
+    low: float, high: float, p: int, bins: int, length: int, scale: float, ratio: int, aligned: bool, real: Real
+) -> tuple[list[Row], int] | None:
+    """The rows of a bin's samples in order, and how many samples there are. Of a large grid only the samples on the map
+    and some beyond either border are visited."""
+    offset = real(0.5 if aligned else 0)
+    start = real(low) * real(scale) - offset
+    size = (real(high) * real(scale) - offset) - start
+    resizes = aligned or size > 1
+    step = (size if resizes else real(1)) / real(bins)
+    grid = ratio if ratio > 0 else max(0, math.ceil(step))
+    first, end = 0, grid
+    if grid > 200:
+        if abs(float(start)) + abs(float(size)) > 2**50 or not step:
+            return None
+        ends = [(border - float(start) - p * float(step)) / float(step) * grid for border in (-1.0, float(length))]
+        first, end = max(0, math.floor(min(ends)) - 50), min(grid, math.ceil(max(ends)) + 50)
+        if end - first > 400:
+            return None
+    rows = [Row.empty(length)] if end <= first and grid else []
+    for i in range(first, end):
+        row = Row.empty(length)
+        position = (start + real(p) * step) + (real(i) + real(0.5)) * step / real(grid)
+        for cell, weight in _clamped_taps(position, length):
+            row.weight[cell] = weight
+        if 0 <= position < length - 1:  # where the sample moves the value: to the right, at a cell's centre
+            along = (p + (i + 0.5) / grid) / bins if resizes else 0.0
+            cell = int(position)
+            row.lo[cell : cell + 2] = -scale * (1 - along), scale * (1 - along)
+            row.hi[cell : cell + 2] = -scale * along, scale * along
+        rows.append(row)
+    return rows, grid
+
+
+def _integral_rows(low: float, high: float, bins: int, length: int, scale: float) -> list[Row]:
+    """Precise RoI pooling in exact fractions, from the bins' edges as float64 has them."""
+    start = low * scale
+    bin = max(high * scale - start, 0.0) / bins
+    rows = []
+    for p in range(bins):
+        row = Row.empty(length)
+        for cell in range(length) if bin > 0 else ():
+            width = Fraction(bin)
+            near = Fraction(start + p * bin) - cell
+            far = near + width
+            if far <= -1 or near >= 1:
+                continue
+            mean = (_area(far) - _area(near)) / width
+            moved = (_hat(far) - _hat(near)) / width
+            grown = ((p + 1) * _hat(far) - p * _hat(near) - mean) / width / bins
+            row.weight[cell], row.lo[cell], row.hi[cell] = mean, scale * float(moved - grown), scale * float(grown)
+        rows.append(row)
+    return rows
+
+
+def _hat(t: Fraction) -> Fraction:
+    return max(Fraction(0), 1 - abs(t))
+
+
+def _area(t: Fraction) -> Fraction:
+    """The integral of the hat from -1 to t."""
+    t = min(max(t, Fraction(-1)), Fraction(1))
+    return Fraction(1, 2) + t - t * abs(t) / 2

@@ -16,10 +16,14 @@ from roialign.data import PHOTO_FILE
 from roialign.detection import Found, detect
 from roialign.detection.data import CocoData, open_photo
 from roialign.detection.evaluation import evaluate_found, precision_recall
-from roialign.detection.images import FILL, DamagedImageError, Photo, find_images
+from roialign.detection.images import FILL, DamagedImageError, Photo, find_images, passed_over
 from roialign.detection.pictures import draw_worst, plot_curve
 
 RAMP = (np.arange(20 * 30).reshape(20, 30) % 256).astype(np.uint8)
+TURNS: dict[int, Any] = {
+    1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: np.rot90,
+}  # fmt: skip
 
 
 def pixels(path: Path) -> np.ndarray[Any, Any]:
@@ -59,9 +63,7 @@ def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(RAMP).save(tmp_path / "turned.png", exif=exif)
-    turns = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose,
-             6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).T, 8: np.rot90}  # fmt: skip
-    assert (pixels(tmp_path / "turned.png")[..., 0] == turns[orientation](RAMP)).all()
+    assert (pixels(tmp_path / "turned.png")[..., 0] == TURNS[orientation](RAMP)).all()
     # Annotations made by a tool that ignores EXIF keep the stored orientation.
     if orientation >= 5:
         assert open_photo(tmp_path / "turned.png", 30, 20).width == 30
@@ -92,6 +94,9 @@ def test_names_folders_and_globs(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [file.name for file in find_images([tmp_path])] == ["a.jpg", "b.PNG", "c.tif"]
+    for name in ("deep/d.HEIC", "e.heic", "README"):
+        (tmp_path / name).touch()
+    assert passed_over([tmp_path, tmp_path / "deep", tmp_path / "a.jpg"]) == {".heic": 2, ".txt": 1, "README": 1}
     assert [file.name for file in find_images([tmp_path / "*.jpg", tmp_path / "a.jpg"])] == ["a.jpg"]
     assert [file.name for file in find_images([tmp_path / "**" / "*.tif"])] == ["c.tif"]
     with pytest.raises(FileNotFoundError, match=r"none\*: no images"):
@@ -264,29 +269,3 @@ def test_the_worst_misses_are_shown_where_they_are(tmp_path: Path) -> None:
     with Image.open(tmp_path / "worst.png") as sheet:
         colours = {colour for _, colour in sheet.convert("RGB").getcolors(1 << 24) or []}
     assert {(255, 59, 48), (0, 229, 255)} <= colours  # one false, one missed
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"images": None}, "not a COCO detection file"),
-        ({"annotations": [{"bbox": [0, 0, 1, 1], "image_id": 77, "category_id": 9}]}, "no 77"),
-        ({"annotations": [{"bbox": [0, 0, 1], "image_id": 3, "category_id": 9}]}, "not enough values"),
-        ({"annotations": [{"bbox": [0, 0, 1, 1], "image_id": 3, "category_id": 8}]}, "no 8"),
-    ],
-)
-def test_annotations_that_are_wrong_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    coco(tmp_path, [[0, 0, 10, 10]])
-    content = json.loads((tmp_path / "coco.json").read_text())
-    (tmp_path / "coco.json").write_text(json.dumps(content | change))
-    with pytest.raises(ValueError, match=message):
-        CocoData(tmp_path / "coco.json")
-
-
-def test_boxes_are_cut_to_the_image_and_those_without_area_left_out(tmp_path: Path) -> None:
-    data = coco(tmp_path, [[-5, 90, 20, 30], [10, 10, 0, 5], [300, 0, 10, 10]])
-    assert data.boxes.tolist() == [[0, 90, 15, 100]]
-    assert data.left_out == 2
-    (tmp_path / "blank.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 1 images are not there: .*blank\.png"):
-        CocoData(tmp_path / "coco.json")

@@ -34,6 +34,37 @@ def test_the_sentence_states_the_shift(open_page: Open) -> None:
     assert "16 px further right and 16 px further down: half a cell" in page.locator("#answer").inner_text()
 
 
+@pytest.mark.parametrize(
+    ("language", "words"), [("en", "x 82 to 137, y 139 to 201"), ("zh", "x 从 82 到 137，y 从 139 到 201")]
+)
+def test_a_screen_reader_hears_the_box_by_axis(open_page: Open, language: str, words: str) -> None:
+    """Of the box (x1, y1, x2, y2) = (82, 139, 137, 201)."""
+    page = open_page({"language": language})
+    for part in ("#align-stage svg", "#align-stage .move", "#pool-stage svg"):
+        assert words in page.locator(part).get_attribute("aria-label")
+    corners = [page.locator(f"#align-stage [data-part='{k}']").get_attribute("aria-label") for k in range(4)]
+    stated = [tuple(map(int, re.search(r"x (\d+)\D+y (\d+)", label).groups())) for label in corners]
+    assert stated == [(82, 139), (137, 139), (82, 201), (137, 201)]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_answer_leaves_no_room_empty(open_page: Open, language: str) -> None:
+    """At any width, its paragraph is as tall as its text; while the box is dragged it may only grow."""
+    page = open_page({"language": language})
+    for width in (320, 390, 600, 650, 700, 720, 1000, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        settle(page)
+        empty = page.evaluate(
+            """(() => {
+                const [paragraph, text] = [document.getElementById("answer"), document.createRange()];
+                text.selectNodeContents(paragraph);
+                const line = parseFloat(getComputedStyle(paragraph).lineHeight);
+                return (paragraph.clientHeight - text.getBoundingClientRect().height) / line;
+            })()"""
+        )
+        assert empty < 0.5, (width, empty)
+
+
 def test_a_nudge_moves_roi_align_and_not_roi_pool(open_page: Open) -> None:
     page = open_page()
     before = [page.locator(f"#{kind}-output").inner_text() for kind in ("align", "pool")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,8 +82,7 @@ def assert_same(recorded: Callable[..., Tensor], model: nn.Module, counts: tuple
         assert_pooled(recorded(input, rois), model(input, rois), input)
 
 
-@pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(("name", "grad"), [*[(name, True) for name in MODULES], ("avg", False), ("pyramid", False)])
 def test_jit_trace(name: str, grad: bool, tmp_path: Path) -> None:
     """Any number of boxes, saved and loaded, and with gradients: without a warning that something was lost."""
     model = MODULES[name]()
@@ -94,7 +92,7 @@ def test_jit_trace(name: str, grad: bool, tmp_path: Path) -> None:
         torch.jit.save(traced, tmp_path / "traced.pt")
         loaded = torch.jit.load(tmp_path / "traced.pt")
         for each in (traced, loaded):
-            assert_same(each, model, (4, 9, 0, 30))
+            assert_same(each, model, (9, 0))
     if grad:
         for pool in (traced, loaded):
             input, rois = example(9, seed=5)
@@ -108,9 +106,15 @@ def test_jit_trace(name: str, grad: bool, tmp_path: Path) -> None:
             torch.testing.assert_close(actual_boxes.grad, expected_boxes.grad, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("pre_dispatch", [False, True])
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-@pytest.mark.parametrize("name", MODULES)
+MAKE_FX = [(mode, pre_dispatch) for mode in ("real", "fake", "symbolic") for pre_dispatch in (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "pre_dispatch"),
+    [("avg", *how) for how in MAKE_FX]  # every mode for one pooling, and every pooling where least is known
+    + [("pyramid", *how) for how in MAKE_FX[:2]]
+    + [(name, "symbolic", True) for name in MODULES if name != "avg"],
+)
 def test_make_fx(name: str, mode: str, pre_dispatch: bool) -> None:
     model = MODULES[name]()
     graph = make_fx(lambda input, rois: model(input, rois), tracing_mode=mode, pre_dispatch=pre_dispatch)(
@@ -224,17 +228,22 @@ def test_jit_script_tells_what_is_wrong() -> None:
         scripted(input.long(), rois)
 
 
-@pytest.mark.parametrize("name", [*SCRIPTED, "list", "pyramid"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("name", "dtype", "layout"),
+    [
+        *[(name, torch.float32, torch.contiguous_format) for name in MODULES],
+        ("avg", torch.bfloat16, torch.channels_last),
+        ("pyramid", torch.float64, torch.channels_last),
+    ],
+)
 def test_meta(name: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
     """Shape, dtype and layout of the output, and of the gradients, are those of the real call."""
     model = MODULES[name]()
     input, rois = example(5 if name != "list" else 6, seed=0)
     found: list[list[Any]] = []
     for device in ("cpu", "meta"):
-        leaf = input.to(device, dtype, memory_format=layout).requires_grad_()
-        boxes = rois.to(device).requires_grad_(name != "pool")
+        leaf = input.detach().to(device, dtype, memory_format=layout).requires_grad_()
+        boxes = rois.detach().to(device).requires_grad_(name != "pool")
         pooled = model(leaf, boxes)
         pooled.sum().backward()
         tensors = [pooled, leaf.grad, *([boxes.grad] if name != "pool" else [])]
@@ -249,11 +258,3 @@ def test_meta_refuses_what_a_call_refuses() -> None:
         roialign.roi_align(input, rois.new_empty(rois.shape, device="cpu"), 2)
     with pytest.raises(ValueError, match="on an empty feature map"):
         roialign.roi_pool(input[:, :, :0], rois, 2)
-
-
-def test_warnings_of_the_tracer_are_not_ours() -> None:
-    """A list of boxes and a pyramid make many questions of sizes; none of them is recorded."""
-    for name in MODULES:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", torch.jit.TracerWarning)
-            torch.jit.trace(MODULES[name](), example(4, seed=0))

@@ -24,6 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+FLOAT_CELLS = 2**23  # from here on a float32 has no fraction: cells and samples could not be told apart
+
 
 class Window(NamedTuple):
     """One axis of K boxes on the feature map, cut into P equal bins with a grid of samples in each.
@@ -32,13 +34,20 @@ class Window(NamedTuple):
         start: ``[K]`` position of the first bin's edge.
         bin: ``[K]`` length of a bin; negative for an inverted box.
         grid: ``[K]`` samples per bin, a whole number held in the floating dtype; 0 means that there is none.
-        ratio: the grid of every box where it is fixed, else 0.
+        most: no box has more samples per bin than this; 0 where the grids are adaptive and their sizes cannot be seen.
     """
 
     start: Tensor
     bin: Tensor
     grid: Tensor
-    ratio: int
+    most: int
+
+
+def fits_float32(lo: Tensor, hi: Tensor, scale: float, length: int, sampling_ratio: int) -> Tensor:
+    """``[K]`` bool: positions of the box along this axis can be computed in float32; otherwise they are in float64."""
+    if max(length, sampling_ratio) > FLOAT_CELLS:
+        return torch.zeros_like(lo, dtype=torch.bool)
+    return ((lo * scale).abs() <= FLOAT_CELLS) & ((hi * scale).abs() <= FLOAT_CELLS)
 
 
 def align_window(lo: Tensor, hi: Tensor, bins: int, scale: float, sampling_ratio: int, aligned: bool) -> Window:
@@ -56,7 +65,7 @@ def align_window(lo: Tensor, hi: Tensor, bins: int, scale: float, sampling_ratio
     start = lo * scale - offset
     size = (hi * scale - offset) - start
     if not aligned:
-        size = size.clamp(min=1)
+        size = torch.where(size > 1, size, 1)  # constant, so without a derivative, where it is exactly 1
     bin = size / bins
     grid = torch.full_like(bin, sampling_ratio) if sampling_ratio > 0 else bin.detach().ceil().clamp(min=0)
     return Window(start, bin, grid, max(sampling_ratio, 0))
@@ -108,12 +117,13 @@ def mean_matrix(window: Window, bins: int, length: int) -> Tensor:
         ``[K, P, L]`` in the window's dtype. A sample outside ``[-1, L]`` counts as 0; a row of an empty grid is 0.
     """
     bin_index = _bin_indices(window, bins)
+    cells = _cells(window, -1, length)
     first = _first_samples(window, bins, length)  # [K, P, L + 2]
     count = first.diff()  # [K, P, L + 1]
     head = sample_position(window, bin_index, _mirrored(window, first[..., :-1]))
-    tail = sample_position(window, bin_index, _mirrored(window, first[..., 1:] - 1))
+    tail = sample_position(window, bin_index, _mirrored(window, _before(first[..., 1:])))
     # The mean of a progression is the mean of its two ends. Without samples these are elsewhere, perhaps infinite.
-    offset = torch.where(count > 0, count * ((head + tail) / 2 - _cells(window, -1, length)), 0)
+    offset = torch.where(count > 0, count * (((head - cells) + (tail - cells)) / 2), 0)
     return interval_weights(count, offset) / window.grid.clamp(min=1)[:, None, None]
 
 
@@ -140,7 +150,7 @@ def sample_matrix(window: Window, bins: int, length: int, samples: int) -> tuple
         real = index < grid
     else:
         first = _first_samples(window, bins, length)
-        index = torch.minimum(torch.cat([first - 1, first], -1).clamp(min=0), (grid - 1).clamp(min=0))
+        index = torch.minimum(torch.cat([_before(first), first], -1), _before(grid)).clamp(min=0)
         index = _mirrored(window, index).sort(-1).values
         real = (grid > 0).expand_as(index)
     return sample_weights(sample_position(window, bin_index, index), length), real
@@ -171,17 +181,25 @@ def integral_matrix(lo: Tensor, hi: Tensor, bins: int, length: int, scale: float
     Returns:
         ``[K, P, L]`` in the edges' dtype.
     """
-    start = lo * scale
-    bin = ((hi * scale - start).clamp(min=0) / bins)[:, None, None]
-    edge = start[:, None, None] + torch.arange(bins + 1, device=lo.device, dtype=lo.dtype)[:, None] * bin
-    cells = torch.arange(length, device=lo.device, dtype=lo.dtype)
-    t = (edge - cells).clamp(-1, 1)  # [K, P + 1, L]
-    area = 0.5 + t - t * t.abs() / 2  # the integral of max(0, 1 - |t|) from -1 to t
-    # A bin too short for a difference of areas is the mean of the hats at its ends.
-    short = bin < 1e-8
-    hat = 1 - t.abs()
-    mean = torch.where(short, (hat[:, :-1] + hat[:, 1:]) / 2, area.diff(dim=1) / torch.where(short, 1, bin))
-    return torch.where(bin > 0, mean, 0)
+    start = (lo * scale)[:, None, None]
+    bin = ((hi * scale)[:, None, None] - start).clamp(min=0) / bins
+    cells = torch.arange(-1, length, device=lo.device, dtype=lo.dtype)
+    p = torch.arange(bins, device=lo.device, dtype=lo.dtype)[:, None]
+    # The cells' centres cut the bin into pieces. On each the map is linear, so a piece acts as one sample at its middle
+    # that weighs its share of the bin.
+    begin = start + p * bin  # [K, P, 1]
+    skipped = (cells - begin).clamp(min=0)  # [K, P, L + 1] of the bin, before the piece
+    piece = torch.minimum(torch.minimum(cells + 1 - begin, bin - skipped), bin.clamp(max=1)).clamp(min=0)
+    # Where the square of a bin is no number, the second derivative is 0 instead of NaN.
+    whole = torch.where(bin > 1e-150, bin, torch.where(bin > 0, bin, 1).detach())
+    share = piece / whole
+    middle = (begin - cells).clamp(min=0) + piece / 2  # beyond the cell before it
+    moment = share * (p + (skipped + piece / 2) / whole)  # times its place along the box, in bins
+    # How the weights follow the bin is known exactly, while differentiating their shares would divide by its length:
+    # where start and bin move, a piece's middle moves with them. The trapezoid makes the second derivative right too.
+    moved = (start - start.detach()) * (share + share.detach()) + (bin - bin.detach()) * (moment + moment.detach())
+    to_next = (share * middle).detach() + moved / 2
+    return torch.where(bin > 0, (share.detach() - to_next)[..., 1:] + to_next[..., :-1], 0)
 
 
 def pool_cells(lo: Tensor, hi: Tensor, bins: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -230,7 +248,7 @@ def _first_samples(window: Window, bins: int, length: int) -> Tensor:
     Returns:
         ``[K, P, L + 2]``, without gradient. Samples are counted by ascending position.
     """
-    window = Window(window.start.detach(), window.bin.detach(), window.grid.detach(), window.ratio)
+    window = Window(window.start.detach(), window.bin.detach(), window.grid.detach(), window.most)
     bin_index = _bin_indices(window, bins)
     grid = window.grid[:, None, None]
     edges = _cells(window, -1, length + 1)
@@ -239,24 +257,32 @@ def _first_samples(window: Window, bins: int, length: int) -> Tensor:
     def position(index: Tensor) -> Tensor:
         return sample_position(window, bin_index, _mirrored(window, index))
 
-    def before(index: Tensor) -> Tensor:
-        return torch.where(is_last, position(index) <= edges, position(index) < edges)
+    if window.most > 0:
+        low, high = torch.full_like(bin_index * edges, -1).expand(grid.shape[0], -1, -1), grid
+        halvings = window.most.bit_length() + 1
+    else:  # An adaptive step is near one cell, so a division finds the sample but for a few.
+        step = window.bin.abs()[:, None, None] / grid.clamp(min=1)
+        guess = ((edges - position(torch.zeros_like(bin_index))) / step).nan_to_num(0).ceil()
+        low, high, halvings = (guess - 16).clamp(min=-1), torch.minimum((guess + 16).clamp(min=0), grid), 6
+        low = torch.minimum(low, high - 1)
+    # Positions do not decrease, rounding included: bisection finds what visiting each sample would. Sample `low` lies
+    # before the edge, `high` does not or is the end.
+    high = high.expand_as(low)
+    for _ in range(halvings):
+        middle = (low + (high - low) / 2).floor()
+        at = position(middle)
+        lies_before = torch.where(is_last, at <= edges, at < edges)
+        searching = (low < middle) & (middle < high)
+        low, high = (
+            torch.where(searching & lies_before, middle, low),
+            torch.where(searching & ~lies_before, middle, high),
+        )
+    return high
 
-    if window.ratio > 0:  # bisection: the samples' own positions decide, however close they lie
-        low = torch.zeros_like(bin_index * edges).expand(grid.shape[0], -1, -1)
-        high = grid.expand_as(low)
-        for _ in range(window.ratio.bit_length()):
-            middle = ((low + high) / 2).floor()
-            lies_before, searching = before(middle), low < high
-            low = torch.where(searching & lies_before, middle + 1, low)
-            high = torch.where(searching & ~lies_before, middle, high)
-        return low
-    # An adaptive step is near one cell: divide, and where a sample falls on an edge its own position decides.
-    step = window.bin.abs()[:, None, None] / grid.clamp(min=1)
-    guess = ((edges - position(torch.zeros_like(bin_index))) / step).nan_to_num(0).ceil()
-    first = torch.minimum(guess.clamp(min=0), grid)
-    first = first - ((first > 0) & ~before(first - 1)).to(first.dtype)
-    return first + ((first < grid) & before(first)).to(first.dtype)
+
+def _before(index: Tensor) -> Tensor:
+    """The sample before this one. Beyond 2**53 there are samples that no float64 counts: they are passed over."""
+    return torch.minimum(index - 1, index * (1 - 2**-53))
 
 
 def _round_half_away(value: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ def check_boxes(input: Tensor, boxes: Boxes) -> None:
     """
     if isinstance(boxes, Tensor):
         _check_tensor(input, "boxes", boxes, 5)
+        if boxes.dtype != _position_dtype(input, [boxes]) or not boxes.is_contiguous():  # then PyTorch reads them
+            check_memory("boxes", boxes)
         count = boxes.shape[0]
     elif isinstance(boxes, list | tuple):
         if len(boxes) != input.shape[0]:
@@ -41,6 +43,7 @@ def check_boxes(input: Tensor, boxes: Boxes) -> None:
         count = 0
         for image, part in enumerate(boxes):
             _check_tensor(input, f"boxes[{image}]", part, 4)
+            check_memory(f"boxes[{image}]", part)
             count += part.shape[0]
     else:
         raise TypeError(f"boxes: got {type(boxes).__name__}; expected {FORMATS}")
@@ -114,17 +117,40 @@ def pool_by_level(level: Tensor, count: int, pool: Callable[[int, Tensor], Tenso
     return torch.cat([pool(index, row) for index, row in enumerate(rows)])[torch.cat(rows).argsort()]
 
 
-def usable(rois: Tensor, index: Tensor, scales: tuple[float, float]) -> Tensor:
-    """``[K]`` bool: the batch index is valid, and position and size stay finite on a map of these (y, x) scales."""
+def usable(rois: Tensor, scales: tuple[float, float]) -> Tensor:
+    """``[K]`` bool: position and size of the box stay finite, in the rois' dtype, on a map of these (y, x) scales."""
     y, x = rois[:, 2::2] * scales[0], rois[:, 1::2] * scales[1]
     spans = torch.cat([y, x, y[:, 1:] - y[:, :1], x[:, 1:] - x[:, :1]], 1)
-    return (index >= 0) & spans.isfinite().all(1)
+    return spans.isfinite().all(1)
 
 
 def whole_index(column: Tensor, images: int) -> Tensor:
     """The batch index as int64; -1 where it is no whole number in [0, images)."""
     valid = (column >= 0) & (column < images) & (column == column.floor())
     return torch.where(valid, column, -1).long()
+
+
+def check_memory(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that reaches beyond its storage, as FSDP's freed parameters do: PyTorch would read on."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return  # nothing is read yet
+    if not tensor.is_cpu or type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.numel() == 0:
+        return
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + last + 1) * tensor.itemsize
+    held = tensor.untyped_storage().nbytes()
+    if held < needed:
+        raise ValueError(
+            f"{name}: got a tensor of shape {tuple(tensor.shape)} with {held} bytes of memory; expected {needed}"
+        )
+
+
+def too_large(size: Sequence[int]) -> ValueError:
+    """What to raise where no memory holds a result ``[K, C, height, width]``."""
+    return ValueError(
+        f"output_size: got {tuple(size[2:])} for {size[0]} boxes of {size[1]} channels; "
+        f"expected a result that fits into memory"
+    )
 
 
 @torch.library.custom_op("roialign::batch_index", mutates_args=())
@@ -139,6 +165,14 @@ def batch_index(column: Tensor, images: int) -> Tensor:
     Raises:
         IndexError: on a CPU, naming the first invalid row, its value and the number of images.
     """
+    if column is None:  # which PyTorch lets pass for a tensor
+        raise TypeError("column: got None; expected a tensor")
+    if column.dim() == 0 or column.dtype.is_complex or column.dtype == torch.bool:
+        raise ValueError(
+            f"column: got a tensor of shape {tuple(column.shape)} and {column.dtype}; "
+            f"expected at least one axis of real numbers"
+        )
+    check_memory("column", column)
     index = whole_index(column, images)
     if column.device.type == "cpu" and bool((index < 0).any()):
         position = int((index < 0).flatten().nonzero()[0])

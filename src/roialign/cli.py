@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from . import __version__, cli_detection
+from .outputs import check_files, write_atomically
+from .terminal import make_console, say, shown
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Region pooling for PyTorch.")
 app.add_typer(cli_detection.commands)
@@ -38,7 +39,10 @@ def demo(
     """Pool the regions of a real photo, compare with torchvision, and run a Faster R-CNN step."""
     from .demo import run
 
-    run(out, Console())
+    try:
+        run(out, make_console())
+    except OSError as error:
+        sys.exit(shown(f"roialign demo: {error}"))
 
 
 def _fraction(text: str) -> float:
@@ -73,24 +77,25 @@ def explain(
     from .explain import explain as explained
     from .explain.figures import save
 
-    console = Console()
-    photo = None if image is None else read_image(image)
+    console = make_console()
     try:
+        photo = None if image is None else read_image(image)
+        check_files((out, html, values), [image])
         told = explained(size, box, output_size, scale, sampling_ratio, aligned, mode=mode, image=photo)
         if out is not None:
             save(told, out, figure)
-    except (TypeError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from None
-    if html is not None:
-        html.write_text(told.to_html(), encoding="utf-8")
-    if values is not None:
-        values.write_text(json.dumps(told.to_dict()), encoding="utf-8")
+        if html is not None:
+            write_atomically(html, told.to_html().encode())
+        if values is not None:
+            write_atomically(values, json.dumps(told.to_dict()).encode())
+    except (TypeError, ValueError, OSError) as error:
+        raise typer.BadParameter(shown(error)) from None
     console.print(f"{mode} of {told.x.grid} x {told.y.grid} samples in each bin:")
     for row in told.output.tolist():
         console.print("  ".join(f"{value:10.6g}" for value in row), soft_wrap=True)
     for path in (out, html, values):
         if path is not None:
-            console.print(f"wrote {path}", soft_wrap=True)
+            say(console, f"wrote {path}")
 
 
 @app.command()
@@ -113,7 +118,7 @@ def bench(
             break
     else:
         sys.exit("roialign bench: the benchmarks are not installed with the package; run it from a source checkout")
-    console = Console()
+    console = make_console()
     if models:
         from benchmarks.models import print_models, run_models, save_models
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from .terminal import make_console, shown
 
 commands = typer.Typer()
 
@@ -27,12 +28,13 @@ def _plain_errors(command: str) -> Iterator[None]:
     """What is wrong with the input is said in a line, without a traceback."""
     try:
         yield
-    except (ValueError, ArithmeticError, OSError) as error:
-        sys.exit(f"roialign {command}: {error}")
+    except (ValueError, ArithmeticError, OSError, ModuleNotFoundError) as error:
+        sys.exit(shown(f"roialign {command}: {error}"))
 
 
 @commands.command()
 def train(
+    context: typer.Context,
     annotations: Annotated[Path | None, typer.Argument(help="COCO JSON. Default: the package's tree crowns.")] = None,
     images: Images = None,
     out: Annotated[Path, typer.Option(help="Folder for the model, its log and pictures.")] = Path("train"),
@@ -59,27 +61,27 @@ def train(
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare crops.")] = 0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the training in --out, by the command that it keeps.")
+    ] = False,
 ) -> None:
     """Train a detector. Under `accelerate launch` or `torchrun` on several devices or machines."""
+    from .detection import recipe
     from .detection.run import train
     from .detection.training import Settings
 
-    settings = Settings(
-        epochs=epochs,
-        batch=batch,
-        repeat=repeat,
-        lr=lr,
-        patience=patience,
-        seed=seed,
-        precision=precision,
-        workers=workers,
-    )
+    options = {name: context.params[name] for name in recipe.OPTIONS}
+    sources = {name: context.get_parameter_source(name) for name in options}
+    given = {name: options[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
     with _plain_errors("train"):
+        # Where nothing was started yet, --resume with a data set starts it: a job that may be killed at any time needs
+        # one command only.
+        if resume and ("annotations" not in given or (out / recipe.RECIPE).exists()):
+            options = recipe.resume(out, given)
+        settings = Settings(**{name: options.pop(name) for name in recipe.SETTINGS})
         train(
-            annotations, images, out, settings, Console(), val=val, val_split=val_split, weights=weights,
-            backbone=backbone, pooling=pooling, scale=scale, crop=crop, resume=resume,
-        )  # fmt: skip
+            options.pop("annotations"), options.pop("images"), out, settings, make_console(), resume=resume, **options
+        )
 
 
 @commands.command()
@@ -101,7 +103,7 @@ def evaluate(
             annotations,
             images,
             out,
-            Console(),
+            make_console(),
             weights=weights,
             json_file=json,
             tile=tile,
@@ -125,11 +127,11 @@ def detect(
     batch: Batch = 1,
 ) -> None:
     """Detect in images of any size and draw the boxes. Exits with 1 if an image could not be read."""
-    from .detection.run import detect_files
+    from .detection.predict import detect_files
 
     with _plain_errors("detect"):
         faults = detect_files(
-            images or [], out, Console(), weights=weights, score=score, tile=tile, overlap=overlap, batch=batch
+            images or [], out, make_console(), weights=weights, score=score, tile=tile, overlap=overlap, batch=batch
         )
     if faults:
-        sys.exit(f"roialign detect: {len(faults)} images could not be read:\n  " + "\n  ".join(faults))
+        sys.exit("\n  ".join([f"roialign detect: {len(faults)} images could not be read:", *map(shown, faults)]))

@@ -6,19 +6,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import torchvision
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from . import RoIAlign, backends, roi_align
 from .data import HELDOUT, load_photo
 from .explain import explain
+from .outputs import Folder
+from .terminal import say, shown
 
+EXPLAINED, PAGE, CROWNS, TREES = "explain.png", "explain.html", "crowns.png", "detection.png"
 CROWN = 96  # pixels of a pooled crown on the contact sheet
 
 Note = Callable[[str, str], None]
@@ -26,7 +30,12 @@ Note = Callable[[str, str], None]
 
 def run(out: Path, console: Console) -> None:
     """Run every part, save the pictures in ``out`` and close with a table."""
-    out.mkdir(parents=True, exist_ok=True)
+    with Folder(out) as folder:
+        folder.claim(EXPLAINED, PAGE, CROWNS, TREES)
+        _run(folder, console)
+
+
+def _run(folder: Folder, console: Console) -> None:
     table = Table(title="What was computed", title_justify="left")
     for heading in ("part", "result", "time"):
         table.add_column(heading, overflow="fold")
@@ -38,31 +47,31 @@ def run(out: Path, console: Console) -> None:
             task = progress.add_task(name)
             start = time.perf_counter()
             notes: list[str] = []
-            yield lambda label, value: notes.append(f"{label}: {value}")
+            yield lambda label, value: notes.append(shown(f"{label}: {value}"))
             progress.remove_task(task)
-            table.add_row(name, "\n".join(notes), f"{time.perf_counter() - start:.2f} s")
+            table.add_row(name, Text("\n".join(notes)), f"{time.perf_counter() - start:.2f} s")
 
         with part("The simple example") as note:
             simple_example(note)
         with part("The same, explained") as note:
-            explain_example(out, note)
+            explain_example(folder, note)
         image, boxes = load_photo()
         with part("Every tree crown, pooled from the pixels") as note:
             crowns = pool_crowns(image, boxes, note)
         with part("Drawing") as note:
-            picture = out / "crowns.png"
-            draw_crowns(image, boxes, crowns, picture)
-            note("picture", str(picture))
+            with folder.open(CROWNS) as picture:
+                draw_crowns(image, boxes, crowns, picture)
+            note("picture", str(folder.path / CROWNS))
         with part("Faster R-CNN: a training step, an inference") as note:
             detector_step(image, boxes, note)
         with part("Tree crowns found where the package's detector was not trained") as note:
-            trees = out / "detection.png"
-            detect_trees(trees, note)
-            note("picture", str(trees))
+            with folder.open(TREES) as picture:
+                detect_trees(picture, note)
+            note("picture", str(folder.path / TREES))
     serving = next(name for name, status in backends.available().items() if status.ready)
     console.print(table)
     console.print(f"backend {serving}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    console.print(f"Look at {picture}, {trees} and {out / 'explain.html'}", soft_wrap=True)
+    say(console, f"Look at {folder.path / CROWNS}, {folder.path / TREES} and {folder.path / PAGE}")
 
 
 def simple_example(note: Note) -> None:
@@ -76,15 +85,16 @@ def simple_example(note: Note) -> None:
     note("largest difference", f"{float((ours - theirs).abs().max()):.1g}")
 
 
-def explain_example(out: Path, note: Note) -> None:
+def explain_example(folder: Folder, note: Note) -> None:
     """Every number of the tutorial's example as a picture, and as a page to play with."""
     from .explain.figures import save
 
     told = explain(torch.arange(64.0).reshape(8, 8), (0.0, 0.375, 0.875, 0.625), 2, 5.0, 2)
-    save(told, out / "explain.png")
-    (out / "explain.html").write_text(told.to_html(), encoding="utf-8")
-    note("picture", str(out / "explain.png"))
-    note("page to play with", str(out / "explain.html"))
+    with folder.open(EXPLAINED) as picture:
+        save(told, picture)
+    folder.write(PAGE, told.to_html().encode())
+    note("picture", str(folder.path / EXPLAINED))
+    note("page to play with", str(folder.path / PAGE))
 
 
 def pool_crowns(image: Tensor, boxes: Tensor, note: Note) -> Tensor:
@@ -96,7 +106,7 @@ def pool_crowns(image: Tensor, boxes: Tensor, note: Note) -> Tensor:
     return crowns
 
 
-def draw_crowns(image: Tensor, boxes: Tensor, crowns: Tensor, path: Path) -> None:
+def draw_crowns(image: Tensor, boxes: Tensor, crowns: Tensor, path: BinaryIO) -> None:
     """The photo with its boxes on the left, the pooled crowns on the right, both in order of size."""
     import matplotlib
 
@@ -133,7 +143,7 @@ def draw_crowns(image: Tensor, boxes: Tensor, crowns: Tensor, path: Path) -> Non
     for axes, width, height in ((left, image.shape[2], image.shape[1]), (right, columns, rows)):
         axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
         axes.set_axis_off()
-    figure.savefig(path)
+    figure.savefig(path, format="png")
     pyplot.close(figure)
 
 
@@ -156,9 +166,9 @@ def detector_step(image: Tensor, boxes: Tensor, note: Note) -> None:
     note("boxes of the untrained model", str(len(found["boxes"])))
 
 
-def detect_trees(path: Path, note: Note) -> None:
+def detect_trees(path: BinaryIO, note: Note) -> None:
     """The package's detector on the part of a photo that was held out of its training, beside the truth."""
-    from .detection import Found, detect, load_detector
+    from .detection import detect, load_detector
     from .detection.data import CocoData, open_photo
     from .detection.evaluation import evaluate_found
     from .detection.pictures import draw_beside
@@ -168,7 +178,6 @@ def detect_trees(path: Path, note: Note) -> None:
     entry = next(entry for entry in data.entries if entry.file.name == "YELL_lower.jpg")
     (found,) = detect(model, [open_photo(entry.file, entry.width, entry.height)])
     ap50 = evaluate_found(data, {entry.id: found}).metrics["AP50"]
-    sure = found.scores >= model.card["metrics"]["score_threshold"]
-    right, wrong = draw_beside(entry, Found(found.boxes[sure], found.scores[sure], found.labels[sure]), path)
+    right, wrong = draw_beside(entry, found.above(model.card["metrics"]["score_threshold"]), path)
     note("found", f"{right} of {len(entry.boxes)} trees, and {wrong} boxes that are none")
     note("AP50", f"{ap50:.3f}")

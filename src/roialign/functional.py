@@ -19,6 +19,8 @@ OutputSize = int | Sequence[int]
 SpatialScale = float | Sequence[float]
 
 MODES = ("avg", "max")
+MOST_BINS = 2**24  # along one axis: float32 counts no further
+MOST_SAMPLES = 2**63 - 1
 
 
 def roi_align(
@@ -48,7 +50,7 @@ def roi_align(
         input: feature map ``[N, C, H, W]``; float16, bfloat16, float32 or float64, any strides.
         boxes: ``Tensor[K, 5]`` of (batch index, x1, y1, x2, y2), or a list of one ``Tensor[L, 4]`` of (x1, y1, x2, y2)
             per image; pixels of the image; any floating or integer dtype.
-        output_size: bins, an int or (height, width).
+        output_size: bins, an int or (height, width); at most 2**24 along an axis.
         spatial_scale: cells of the feature map per pixel of the image, such as 1/16; or (y, x) scales.
         sampling_ratio: samples per bin along each axis; 0 or less takes ``ceil(box size in cells / bins)``.
         aligned: shift positions by half a cell, so that a pixel stands for its centre. torchvision's and our default
@@ -73,7 +75,7 @@ def roi_align(
     check_input(input)
     size, scales = check_output_size(output_size), check_scale(spatial_scale)
     ratio = check_sampling_ratio(sampling_ratio)
-    check_aligned(aligned)
+    aligned = check_aligned(aligned)
     check_mode(mode)
     rois = checked_rois(input, boxes)
     return backends.choose(input).roi_align([input], rois, None, size, [scales], ratio, aligned, mode)
@@ -97,7 +99,7 @@ def prroi_pool(input: Tensor, boxes: Boxes, output_size: OutputSize, spatial_sca
     Args:
         input: feature map ``[N, C, H, W]``; float16, bfloat16, float32 or float64, any strides.
         boxes: as in :func:`roi_align`.
-        output_size: bins, an int or (height, width).
+        output_size: bins, an int or (height, width); at most 2**24 along an axis.
         spatial_scale: cells of the feature map per pixel of the image; or (y, x) scales.
 
     Returns:
@@ -134,7 +136,7 @@ def roi_pool(input: Tensor, boxes: Boxes, output_size: OutputSize, spatial_scale
     Args:
         input: feature map ``[N, C, H, W]``; float16, bfloat16, float32 or float64, any strides.
         boxes: as in :func:`roi_align`.
-        output_size: bins, an int or (height, width).
+        output_size: bins, an int or (height, width); at most 2**24 along an axis.
         spatial_scale: cells of the feature map per pixel of the image; or (y, x) scales.
 
     Returns:
@@ -173,31 +175,43 @@ def checked_rois(input: Tensor, boxes: Boxes) -> Tensor:
 
 def check_output_size(output_size: OutputSize) -> tuple[int, int]:
     """``output_size`` as (height, width)."""
-    if type(output_size) is int and output_size > 0:  # the usual cases first: a tiny call costs little more than these
+    if (
+        type(output_size) is int and 0 < output_size <= MOST_BINS
+    ):  # the usual cases first: a tiny call costs little more
         return output_size, output_size
-    message = f"output_size: got {output_size!r}; expected a positive int or (height, width) of positive ints"
-    parts = list(output_size) if isinstance(output_size, list | tuple) else [output_size, output_size]
+    message = (
+        f"output_size: got {output_size!r}; expected a positive int or (height, width) of positive ints, at most 2**24"
+    )
+    size = _plain(output_size, message)
+    parts = list(size) if isinstance(size, Sequence) and not isinstance(size, str | bytes) else [size, size]
     if len(parts) != 2:
         raise ValueError(message)
     height, width = (_as_int(part, message) for part in parts)
-    if height < 1 or width < 1:
+    if not (0 < height <= MOST_BINS and 0 < width <= MOST_BINS):
         raise ValueError(message)
     return height, width
 
 
 def check_sampling_ratio(sampling_ratio: int) -> int:
     """``sampling_ratio`` as an int, every adaptive one as 0."""
-    if type(sampling_ratio) is int:
+    if type(sampling_ratio) is int and sampling_ratio <= MOST_SAMPLES:
         return max(sampling_ratio, 0)
-    ratio = _as_int(sampling_ratio, f"sampling_ratio: got {sampling_ratio!r}; expected an int, 0 or less for adaptive")
+    message = f"sampling_ratio: got {sampling_ratio!r}; expected an int below 2**63, 0 or less for adaptive"
+    ratio = _as_int(sampling_ratio, message)
+    if ratio > MOST_SAMPLES:
+        raise ValueError(message)
     return max(ratio, 0)
 
 
 def check_aligned(aligned: bool) -> bool:
-    """``aligned`` as it came, if it is a bool."""
-    if not isinstance(aligned, bool):
-        raise TypeError(f"aligned: got {aligned!r}; expected True or False")
-    return aligned
+    """``aligned`` as a bool; a NumPy bool, a 0-dim tensor of one and the ints 0 and 1 say as much."""
+    if isinstance(aligned, bool):
+        return aligned
+    message = f"aligned: got {aligned!r}; expected True or False"
+    value = _plain(aligned, message)
+    if not isinstance(value, int) or value not in (0, 1):
+        raise TypeError(message)
+    return bool(value)
 
 
 def check_mode(mode: str) -> str:
@@ -212,10 +226,11 @@ def check_scale(spatial_scale: SpatialScale) -> tuple[float, float]:
     if type(spatial_scale) is float and 0 < spatial_scale < math.inf:
         return spatial_scale, spatial_scale
     message = f"spatial_scale: got {spatial_scale!r}; expected a positive finite number, or two as (y, x)"
-    parts: list[Any] = list(spatial_scale) if isinstance(spatial_scale, list | tuple) else [spatial_scale] * 2
+    scale = _plain(spatial_scale, message)
+    parts: list[Any] = [_plain(part, message) for part in (scale if isinstance(scale, list | tuple) else [scale] * 2)]
     if len(parts) != 2:
         raise ValueError(message)
-    if any(isinstance(part, bool | str | Tensor) or not hasattr(part, "__float__") for part in parts):
+    if any(isinstance(part, bool | str) or not hasattr(part, "__float__") for part in parts):
         raise TypeError(message)
     try:
         y, x = (float(part) for part in parts)
@@ -243,6 +258,7 @@ def check_input(input: Tensor, name: str = "input") -> None:
 
 
 def _as_int(value: object, message: str) -> int:
+    value = _plain(value, message)
     if isinstance(value, bool):
         raise TypeError(message)
     if isinstance(value, int):  # also a symbolic int while tracing
@@ -250,4 +266,18 @@ def _as_int(value: object, message: str) -> int:
     try:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
+        raise TypeError(message) from None
+
+
+def _plain(value: Any, message: str) -> Any:
+    """Tensors and NumPy's arrays and scalars as Python's numbers and lists of them, anything else as it came."""
+    if isinstance(value, int | float | str | list | tuple) or not hasattr(value, "tolist"):
+        return value
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(f"{message}. It would get no gradient: pass its number, as .item() gives it")
+    try:
+        if isinstance(value, Tensor) and value.numel() == 1:  # of any rank, as torchvision takes it
+            return value.item()
+        return value.tolist()
+    except RuntimeError:  # a meta tensor has no value
         raise TypeError(message) from None

@@ -84,8 +84,11 @@ Tensor make_map(Random& random, DType type, int64_t n, int64_t c, int64_t h, int
   return tensor;
 }
 
+// A long map of one row or one column, beyond the cells that a float counts; boxes at its far end.
+constexpr int64_t kLong = (int64_t{1} << 24) + 3;
+
 template <class T>
-void fill_rois(Random& random, Bytes& bytes, int64_t boxes, int64_t images, double size) {
+void fill_rois(Random& random, Bytes& bytes, int64_t boxes, int64_t images, double size, double at) {
   bytes.resize(static_cast<size_t>(boxes) * 5 * sizeof(T));
   const double odd[] = {0,
                         -1,
@@ -107,27 +110,38 @@ void fill_rois(Random& random, Bytes& bytes, int64_t boxes, int64_t images, doub
                         4.9e-324,
                         std::floor(size / 2)};
   for (int64_t i = 0; i < boxes * 5; ++i) {
-    double value = random.near(size);
-    if (random.chance(0.15)) value = odd[random.between(0, static_cast<int64_t>(std::size(odd)) - 1)];
-    if (random.chance(0.2)) value = std::floor(value);
+    double value = at + random.near(size);
+    if (!at && random.chance(0.15)) value = odd[random.between(0, static_cast<int64_t>(std::size(odd)) - 1)];
+    if (random.chance(0.3)) value = std::floor(2 * value) / 2;  // cells' centres and edges, aligned or not
     if (i % 5 == 0) value = images ? static_cast<double>(random.between(0, images - 1)) : 0;
     if (i % 5 == 0 && random.chance(0.002)) value = odd[random.between(5, 18)];
+    if (i % 5 > 2 &&
+        random.chance(0.1)) {  // the upper edge: a cell, nothing, next to nothing or a world from the lower
+      T lower;
+      std::memcpy(&lower, bytes.data() + static_cast<size_t>(i - 2) * sizeof(T), sizeof(T));
+      value =
+          static_cast<double>(lower) + random.pick<double>({1, 1, 0, -1, 1e-3, 1e-9, 1e-14, -1e-14, 1e6, -1e6, 1e17});
+    }
     const T typed = static_cast<T>(value);
     std::memcpy(bytes.data() + static_cast<size_t>(i) * sizeof(T), &typed, sizeof(T));
   }
 }
 
-// One random call in all three directions; returns everything it wrote.
-Bytes one_case(uint64_t seed) {
+// One random call in all three directions; returns everything it wrote, and adds its boxes to `boxes`.
+Bytes one_case(uint64_t seed, int64_t& boxes) {
   Random random(seed);
   Call call;
   call.kind = static_cast<Kind>(random.between(0, 3));
   call.dtype = static_cast<DType>(random.between(0, 3));
-  const int64_t n = random.between(0, 3), c = random.pick<int64_t>({0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 40});
+  const bool is_long = random.chance(0.0005);
+  const int64_t n = is_long ? 1 : random.between(0, 3);
+  const int64_t c = is_long ? 1 : random.pick<int64_t>({0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 40});
   std::vector<Tensor> maps, grads;
   std::vector<Level> levels, targets;
-  for (int64_t l = random.between(1, 3); l > 0; --l) {
-    const int64_t h = random.between(1, 40), w = random.between(1, 40);
+  const bool tall = random.chance(0.5);
+  for (int64_t l = is_long ? 1 : random.between(1, 3); l > 0; --l) {
+    const int64_t h = is_long ? (tall ? kLong : 1) : random.between(1, 40);
+    const int64_t w = is_long ? (tall ? 1 : kLong) : random.between(1, 40);
     maps.push_back(make_map(random, call.dtype, n, c, h, w, false));
     grads.push_back(make_map(random, call.dtype, n, c, h, w, true));
     levels.push_back(maps.back().level);
@@ -138,8 +152,10 @@ Bytes one_case(uint64_t seed) {
   call.boxes = n ? random.between(0, 30) : 0;
   call.rois_f64 = random.chance(0.4);
   Bytes rois;
-  call.rois_f64 ? fill_rois<double>(random, rois, call.boxes, n, 40)
-                : fill_rois<float>(random, rois, call.boxes, n, 40);
+  const double at = is_long ? static_cast<double>(kLong) - 20 : 0;
+  if (is_long) levels[0].scale_y = levels[0].scale_x = 1;
+  call.rois_f64 ? fill_rois<double>(random, rois, call.boxes, n, 40, at)
+                : fill_rois<float>(random, rois, call.boxes, n, 40, at);
   call.rois = rois.data();
   std::vector<int64_t> level_of_box(static_cast<size_t>(call.boxes));
   for (int64_t& level : level_of_box) level = random.between(0, call.level_count - 1);
@@ -147,7 +163,7 @@ Bytes one_case(uint64_t seed) {
   if (call.level_count > 1 || random.chance(0.5)) call.level_of_box = level_of_box.data();
   call.pooled_h = static_cast<int32_t>(random.between(1, 9));
   call.pooled_w = static_cast<int32_t>(random.between(1, 9));
-  call.sampling_ratio = random.pick<int64_t>({0, 0, 1, 2, 2, 3, 10, 1000, 100000, INT64_MAX});
+  call.sampling_ratio = random.pick<int64_t>({0, 0, 1, 2, 2, 3, 10, 1000, 100000, int64_t{1} << 55, INT64_MAX});
   call.aligned = random.chance(0.5);
   call.pooled_channels_last = random.chance(0.3);
   Bytes pooled(static_cast<size_t>(call.boxes * c * call.pooled_h * call.pooled_w * item_size(call.dtype)));
@@ -163,6 +179,7 @@ Bytes one_case(uint64_t seed) {
     std::exit(1);
   }
   if (bad >= 0) return {};
+  boxes += call.boxes;
   for (const Tensor& grad : grads) written.insert(written.end(), grad.bytes.begin(), grad.bytes.end());
   written.insert(written.end(), box_grad.begin(), box_grad.end());
   return written;
@@ -177,22 +194,27 @@ int main(int count, char** arguments) {
   uint64_t seed = std::strtoull(arguments[3], nullptr, 10);
   const auto start = std::chrono::steady_clock::now();
   auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
-  int64_t cases = 0;
+  int64_t cases = 0, boxes = 0;
   for (; elapsed() < seconds; ++seed, ++cases) {
     set_thread_pool(nullptr, nullptr);
     const char* const sets[] = {"baseline", "avx2", "avx512"};
     if (!choose_kernels(sets[seed % 3])) choose_kernels("");
-    const Bytes alone = one_case(seed);
+    const Bytes alone = one_case(seed, boxes);
     if (!threads) continue;
     set_thread_pool(parallel_for, two_threads);
     std::vector<Bytes> answers(4);
     std::vector<std::thread> callers;
-    for (Bytes& answer : answers) callers.emplace_back([&answer, seed] { answer = one_case(seed); });
+    for (Bytes& answer : answers)
+      callers.emplace_back([&answer, seed] {
+        int64_t again = 0;
+        answer = one_case(seed, again);
+      });
     for (std::thread& caller : callers) caller.join();
     for (const Bytes& answer : answers)
       if (answer != alone)
         return std::fprintf(stderr, "seed %llu: threads change the answer\n", (unsigned long long)seed), 1;
   }
-  std::printf("%lld cases passed, 0 failed\n", static_cast<long long>(cases));
+  std::printf("%lld cases of %lld boxes passed, 0 failed\n", static_cast<long long>(cases),
+              static_cast<long long>(boxes));
   return 0;
 }

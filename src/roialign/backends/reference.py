@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .. import axis
-from ..boxes import batch_index, pool_by_level, usable
+from ..boxes import batch_index, check_memory, pool_by_level, too_large, usable
 from . import tracing
+from .core import is_channels_last
 
 CHUNK = 2**23  # elements of the largest intermediate of one chunk
+MOST = 2**31  # elements that may be needed for one box alone
 
 
 def why_not(input: Tensor) -> str:
@@ -47,7 +49,8 @@ def roi_align(
             out = torch.where((level == index)[:, None, None, None], candidate, out)
         return out
     batch_index(rois[:, 0].detach(), features[0].shape[0])  # here, where a message can name the caller's row
-    return pool_by_level(level, len(features), lambda i, row: pool(features[i], rois[row], scales=scales[i]))
+    out = pool_by_level(level, len(features), lambda i, row: pool(features[i], rois[row], scales=scales[i]))
+    return laid_out_as(features[0], out)
 
 
 def _align(
@@ -59,31 +62,53 @@ def _align(
     aligned: bool,
     mode: str,
 ) -> Tensor:
-    def windows(rois: Tensor) -> list[axis.Window]:
-        return [
-            axis.align_window(rois[:, lo], rois[:, lo + 2], bins, scale, sampling_ratio, aligned)
-            for lo, bins, scale in zip((2, 1), output_size, scales, strict=True)
-        ]
+    lengths = input.shape[2:]
+
+    def window(along: int, lo: Tensor, hi: Tensor) -> axis.Window:
+        window = axis.align_window(lo, hi, output_size[along], scales[along], sampling_ratio, aligned)
+        if sampling_ratio > 0 or _unseen(lo):
+            return window
+        return window._replace(most=int(torch.cat([window.grid, window.grid.new_ones(1)]).max()))
 
     if mode == "avg":
 
+        def mean_matrix(along: int, lo: Tensor, hi: Tensor) -> list[Tensor]:
+            return [axis.mean_matrix(window(along, lo, hi), output_size[along], lengths[along])]
+
         def mean(maps: Tensor, rois: Tensor) -> Tensor:
-            y, x = windows(rois)
-            ay = axis.mean_matrix(y, output_size[0], maps.shape[-2])
-            ax = axis.mean_matrix(x, output_size[1], maps.shape[-1])
+            (ay,), (ax,) = _each_axis(mean_matrix, rois, lengths, scales, sampling_ratio)
             return _contract(maps, ay, ax)
 
         return _over_boxes(input, rois, scales, output_size, mean, rows=output_size)
 
-    # Max mode has a row per sample instead of a row per bin.
-    samples = [
-        _samples(window, sampling_ratio, length) for window, length in zip(windows(rois), input.shape[2:], strict=True)
-    ]
+    # Max mode has a row per sample instead of a row per bin: as many as the largest grid, but no more than can decide
+    # the maximum.
+    samples = [axis.max_samples(length) for length in lengths]
+    if sampling_ratio > 0:
+        samples = [min(sampling_ratio, most) for most in samples]
+    elif not _unseen(rois):
+        valid = torch.where(usable(_wide(rois), scales)[:, None], rois.detach(), 0)
+        grids = _each_axis(lambda *edges: [window(*edges).grid], valid, lengths, scales, sampling_ratio)
+        samples = [
+            int(torch.cat([grid, grid.new_ones(1)]).clamp(1, most).max())
+            for (grid,), most in zip(grids, samples, strict=True)
+        ]
+
+    rows = (output_size[0] * samples[0], output_size[1] * samples[1])
+    needed = 8 * sum(row * length for row, length in zip(rows, lengths, strict=True))
+    if not _unseen(rois) and len(rois) and needed > MOST:
+        raise MemoryError(
+            f"the reference backend would need {needed:.1e} numbers at once for one box on a map of {lengths[0]} x "
+            f"{lengths[1]} cells; expected at most {MOST:.1e} (the native backend has no such limit)"
+        )
+
+    def sample_matrix(along: int, lo: Tensor, hi: Tensor) -> list[Tensor]:
+        return [*axis.sample_matrix(window(along, lo, hi), output_size[along], lengths[along], samples[along])]
 
     def maximum(maps: Tensor, rois: Tensor) -> Tensor:
-        y, x = windows(rois)
-        ay, real_y = axis.sample_matrix(y, output_size[0], maps.shape[-2], samples[0])  # [k, PH, S, H], [k, PH, S]
-        ax, real_x = axis.sample_matrix(x, output_size[1], maps.shape[-1], samples[1])
+        (ay, real_y), (ax, real_x) = _each_axis(
+            sample_matrix, rois, lengths, scales, sampling_ratio
+        )  # [k, PH, S, H], [k, PH, S]
         value = _contract(maps, ay.flatten(1, 2), ax.flatten(1, 2))  # [k, C, PH * Sy, PW * Sx]
         value = value.reshape(*value.shape[:2], *ay.shape[1:3], *ax.shape[1:3])
         value = value.transpose(3, 4)  # [k, C, PH, PW, Sy, Sx]
@@ -91,7 +116,6 @@ def _align(
         best = torch.where(real, value, -torch.inf).flatten(-2).max(-1).values  # the first maximum gets the gradient
         return torch.where(real.flatten(-2).any(-1), best, 0)  # an empty grid
 
-    rows = (output_size[0] * samples[0], output_size[1] * samples[1])
     return _over_boxes(input, rois, scales, output_size, maximum, rows)
 
 
@@ -99,7 +123,7 @@ def prroi_pool(input: Tensor, rois: Tensor, output_size: tuple[int, int], scales
     """``out[k] = Ay[k] @ input[n_k] @ Ax[k].T`` with the exact integral's matrices."""
 
     def integral(maps: Tensor, rois: Tensor) -> Tensor:
-        wide = rois if rois.device.type == "mps" else rois.double()  # Metal has no float64
+        wide = _wide(rois)
         (ay, ax) = (
             axis.integral_matrix(wide[:, lo], wide[:, lo + 2], bins, length, scale)
             for lo, bins, length, scale in zip((2, 1), output_size, maps.shape[-2:], scales, strict=True)
@@ -112,18 +136,48 @@ def prroi_pool(input: Tensor, rois: Tensor, output_size: tuple[int, int], scales
 def roi_pool(input: Tensor, rois: Tensor, output_size: tuple[int, int], scales: tuple[float, float]) -> Tensor:
     """The maximum over each bin's cells, along x and then along y; the first maximum in row-major order wins."""
 
+    def mask(along: int, lo: Tensor, hi: Tensor) -> list[Tensor]:
+        return [axis.pool_mask(lo, hi, output_size[along], input.shape[2 + along], scales[along])]
+
     def maximum(maps: Tensor, rois: Tensor) -> Tensor:
-        my, mx = (
-            axis.pool_mask(rois[:, lo], rois[:, lo + 2], bins, length, scale)
-            for lo, bins, length, scale in zip((2, 1), output_size, maps.shape[-2:], scales, strict=True)
-        )
-        along_x = [torch.where(m[:, None, None, :], maps, -torch.inf).max(-1).values for m in mx.unbind(1)]
-        columns = torch.stack(along_x, -1)  # [k, C, H, PW]
-        along_y = [torch.where(m[:, None, :, None], columns, -torch.inf).max(-2).values for m in my.unbind(1)]
+        (my,), (mx,) = _each_axis(mask, rois, input.shape[2:], scales)
+        columns = torch.stack([_greatest(maps, m[:, None, None, :], -1) for m in mx.unbind(1)], -1)  # [k, C, H, PW]
+        pooled = torch.stack([_greatest(columns, m[:, None, :, None], -2) for m in my.unbind(1)], -2)
         filled = my.any(-1)[:, None, :, None] & mx.any(-1)[:, None, None, :]
-        return torch.where(filled, torch.stack(along_y, -2), 0)
+        return torch.where(filled, pooled, 0)
 
     return _over_boxes(input, rois, scales, output_size, maximum, rows=(input.shape[2], input.shape[3]))
+
+
+def _greatest(values: Tensor, mask: Tensor, dim: int) -> Tensor:
+    """The first maximum of the masked values; where all of them are -inf, the mask's own must be told from these."""
+    best = torch.where(mask, values, -torch.inf).max(dim).values
+    first = values.take_along_dim(mask.to(torch.uint8).argmax(dim, keepdim=True), dim).squeeze(dim)
+    return torch.where(best == -torch.inf, first, best)
+
+
+def _each_axis(
+    make: Callable[[int, Tensor, Tensor], list[Tensor]],
+    rois: Tensor,
+    lengths: Sequence[int],
+    scales: tuple[float, float],
+    sampling_ratio: int = 0,
+) -> list[list[Tensor]]:
+    """``make(axis, lo, hi)`` for y and for x, with edges in float64 where float32 cannot hold a box's positions."""
+    made = []
+    for along, (length, scale) in enumerate(zip(lengths, scales, strict=True)):
+        lo, hi = rois[:, 2 - along], rois[:, 4 - along]
+        fits = axis.fits_float32(lo.detach(), hi.detach(), scale, length, sampling_ratio)
+        if lo.dtype == torch.float64 or lo.device.type == "mps" or (not _unseen(fits) and bool(fits.all())):
+            made.append(make(along, lo, hi))  # Metal has no float64
+        elif max(length, sampling_ratio) > axis.FLOAT_CELLS:  # none fits
+            made.append(make(along, lo.double(), hi.double()))
+        else:
+            narrow = make(along, torch.where(fits, lo, 0), torch.where(fits, hi, 0))
+            wide = make(along, torch.where(fits, 0, lo).double(), torch.where(fits, 0, hi).double())
+            pairs = zip(narrow, wide, strict=True)
+            made.append([torch.where(fits.reshape(-1, *(1,) * (a.dim() - 1)), a, b.to(a.dtype)) for a, b in pairs])
+    return made
 
 
 def _over_boxes(
@@ -142,8 +196,12 @@ def _over_boxes(
     """
     images, channels, height, width = input.shape
     boxes = rois.shape[0]
+    check_memory("input", input)
+    check_memory("boxes", rois)
+    if not tracing.hides_values(rois) and boxes * channels * output_size[0] * output_size[1] * input.itemsize >= 2**47:
+        raise too_large((boxes, channels, *output_size))
     index = batch_index(rois[:, 0].detach(), images)
-    valid = usable(rois, index, scales)
+    valid = (index >= 0) & usable(_wide(rois), scales)
     rois = torch.where(valid[:, None], rois, 0)
     index = index.clamp(min=0)
     accumulate = torch.promote_types(input.dtype, torch.float32)
@@ -158,7 +216,7 @@ def _over_boxes(
         maps = (work if images == 1 else work.index_select(0, index[box]))[:, channel]
         return pool(maps, rois[box])
 
-    with torch.autocast(input.device.type, enabled=False):
+    with torch.autocast("cpu" if input.is_meta else input.device.type, enabled=False):  # meta tensors know no autocast
         if tracing.hides_values(input, rois):
             out = part(slice(None), slice(None))
         else:
@@ -174,40 +232,47 @@ def _over_boxes(
                 for k in range(0, max(1, boxes), some_boxes)
             ])  # fmt: skip
     out = torch.where(valid[:, None, None, None], out, torch.nan).to(input.dtype)
-    return out.contiguous(memory_format=torch.channels_last) if _is_channels_last(input) else out
+    return laid_out_as(input, out)
 
 
 def _contract(maps: Tensor, ay: Tensor, ax: Tensor) -> Tensor:
-    """``ay @ maps @ ax.T`` per box and channel; a cell of zero weight counts nothing even if it is not finite."""
+    """``ay @ maps @ ax.T`` per box and channel; a cell of zero weight counts nothing even if it is not finite.
+
+    A cell that is not finite has no slope: it gives nothing to the gradient to the box.
+    """
 
     def product(maps: Tensor, ay: Tensor, ax: Tensor) -> Tensor:
         equation = "kph,chw->kcpw" if maps.dim() == 3 else "kph,kchw->kcpw"
-        return torch.einsum("kcpw,kqw->kcpq", torch.einsum(equation, ay.to(maps.dtype), maps), ax.to(maps.dtype))
+        return torch.einsum("kcpw,kqw->kcpq", torch.einsum(equation, ay, maps), ax)
 
     if maps.shape[0] == 1:
         maps = maps[0]
+    ay, ax = ay.to(maps.dtype), ax.to(maps.dtype)
     finite = maps.isfinite()
     if not tracing.hides_values(finite) and bool(finite.all()):
         return product(maps, ay, ax)
-    out = product(torch.where(finite, maps, 0), ay, ax)
+    # Zeros in place of what is not finite, behind autograd's back: the gradient to a cell is its weight all the same.
+    zeroed = maps.clone()
+    zeroed.detach().masked_fill_(~finite, 0)
+    out = product(zeroed, ay, ax)
     flags = {torch.inf: maps == torch.inf, -torch.inf: maps == -torch.inf, torch.nan: maps.isnan()}
     for value, flag in flags.items():
-        touched = product(flag.to(maps.dtype), ay != 0, ax != 0) > 0
+        touched = product(flag.to(maps.dtype), (ay != 0).to(maps.dtype), (ax != 0).to(maps.dtype)) > 0
         out = out + torch.where(touched, value, 0)
     return out
 
 
-def _samples(window: axis.Window, sampling_ratio: int, length: int) -> int:
-    """Rows per bin in max mode: the largest grid, but no more than can decide the maximum."""
-    most = axis.max_samples(length)
-    if sampling_ratio > 0:
-        return min(sampling_ratio, most)
-    if tracing.hides_values(window.grid) or window.grid.device.type != "cpu":
-        return most  # the grids' sizes are values that cannot be seen, or not without waiting for the device
-    return int(torch.cat([window.grid, window.grid.new_ones(1)]).nan_to_num(most, most).max().clamp(1, most))
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.device.type == "mps" else tensor.double()  # Metal has no float64
 
 
-def _is_channels_last(input: Tensor) -> bool:
-    if tracing.transforms():
-        return False
-    return input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
+def _unseen(tensor: Tensor) -> bool:
+    """True where a tensor's values cannot be looked at, or not without waiting for the device."""
+    return tracing.hides_values(tensor) or tensor.device.type != "cpu"
+
+
+def laid_out_as(input: Tensor, out: Tensor) -> Tensor:
+    """Channels_last in gives channels_last out; a transform of ``torch.func`` does not tell the layout."""
+    if tracing.transforms() or not is_channels_last(input):
+        return out
+    return out.contiguous(memory_format=torch.channels_last)

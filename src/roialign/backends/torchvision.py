@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..axis import FLOAT_CELLS
 from ..boxes import batch_index, pool_by_level, usable
 from . import reference, tracing
-from .core import is_channels_last
 
 DEVICES = ("cuda", "xpu", "mps")
 
@@ -73,7 +73,7 @@ def roi_align(
     def pool(index: int, row: Tensor) -> Tensor:
         return _pool("roi_align", features[index], rois[row], output_size, scales[index], how)
 
-    return pool_by_level(level, len(features), pool)
+    return reference.laid_out_as(features[0], pool_by_level(level, len(features), pool))
 
 
 def prroi_pool(input: Tensor, rois: Tensor, output_size: tuple[int, int], scales: tuple[float, float]) -> Tensor:
@@ -91,19 +91,20 @@ def roi_pool(input: Tensor, rois: Tensor, output_size: tuple[int, int], scales: 
 def _is_able(input: Tensor, rois: Tensor, size: tuple[int, int], scales: tuple[float, float]) -> bool:
     pooled = rois.shape[0] * input.shape[1] * size[0] * size[1]
     differentiates_boxes = torch.is_grad_enabled() and rois.requires_grad
-    return scales[0] == scales[1] and not differentiates_boxes and max(pooled, input.numel()) < 2**31
+    placed = rois.dtype == torch.float64 or max(input.shape[2:]) <= FLOAT_CELLS
+    return scales[0] == scales[1] and not differentiates_boxes and max(pooled, input.numel()) < 2**31 and placed
 
 
 def _pool(
     name: str, input: Tensor, rois: Tensor, size: tuple[int, int], scales: tuple[float, float], how: tuple[Any, ...]
 ) -> Tensor:
     index = batch_index(rois[:, 0].detach(), input.shape[0])
-    valid = usable(rois, index, scales)
+    valid = (index >= 0) & usable(rois, scales)
     safe = torch.where(valid[:, None], rois, 0).detach()
     with torch.autocast(input.device.type, enabled=False):
         pooled: Tensor = _Pool.apply(input.to(rois.dtype), safe, name, size, scales[0], how)
     out = torch.where(valid[:, None, None, None], pooled, torch.nan).to(input.dtype)
-    return out.contiguous(memory_format=torch.channels_last) if is_channels_last(input) else out
+    return reference.laid_out_as(input, out)
 
 
 class _Pool(torch.autograd.Function):

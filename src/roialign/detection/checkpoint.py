@@ -6,8 +6,8 @@ Nothing is ever unpickled. PyTorch's own ``.pth`` files are read with ``weights_
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,47 +18,54 @@ from torch import Tensor
 from torchvision.models import get_weight
 from torchvision.models.detection import FasterRCNN
 
+from ..outputs import write_atomically
+from .description import check_card, check_model
 from .model import build_detector
 
 KEY = "roialign"  # of the JSON in a safetensors header
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file's content so that whoever reads it, even after a crash, finds the old or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")  # one name: what a crash left is overwritten next time
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write tensors and a description atomically."""
+def pack_tensors(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> bytes:
+    """The content of a file of tensors with a description."""
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(flat, {KEY: json.dumps(description)}))
+    return save(flat, {KEY: json.dumps(description)})
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """The JSON that :func:`save_tensors` wrote.
+    """The JSON that :func:`pack_tensors` wrote.
 
     Raises:
         ValueError: the file is no safetensors file, or has no such description.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(KEY)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # safetensors raises its own type, which is a plain Exception
-        raise ValueError(f"{path}: not a safetensors file: {error}") from None
+    with _opened(path) as file:
+        text = (file.metadata() or {}).get(KEY)
     if text is None:
         raise ValueError(
             f"{path}: safetensors without this package's description; pass it as weights= to build_detector"
         )
-    description: dict[str, Any] = json.loads(text)
+    try:
+        description = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its description is no JSON: {error}") from None
+    if not isinstance(description, dict):
+        raise ValueError(f"{path}: its description is a {type(description).__name__}; expected an object")
     return description
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; its own exceptions, which are plain ones, become a ValueError."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (FileNotFoundError, ValueError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{path}: not a safetensors file: {error}") from None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def save_detector(model: FasterRCNN, path: str | Path, *, half: bool = False, **card: Any) -> None:
@@ -69,12 +76,23 @@ def save_detector(model: FasterRCNN, path: str | Path, *, half: bool = False, **
         path: a ``.safetensors`` file to write, atomically.
         half: store matrices and kernels in float16, vectors in float32: half the size.
         card: anything JSON can hold to tell about the model; :func:`load_detector` gives it back as ``model.card``.
+
+    Raises:
+        ValueError: the model's description or the card has what :func:`load_detector` would refuse.
     """
+    write_atomically(Path(path), pack_detector(model, half=half, **card))
+
+
+def pack_detector(model: FasterRCNN, *, half: bool = False, **card: Any) -> bytes:
+    """The content of the file that :func:`save_detector` writes."""
     state = {
         name: tensor.half() if half and tensor.is_floating_point() and tensor.dim() > 1 else tensor
         for name, tensor in model.state_dict().items()
     }
-    save_tensors(Path(path), state, {"model": model.description, "card": {**getattr(model, "card", {}), **card}})
+    card = {**getattr(model, "card", {}), **card}
+    check_model(model.description)
+    check_card(card, model.description)
+    return pack_tensors(state, {"model": model.description, "card": card})
 
 
 def load_detector(path: str | Path | None = None) -> FasterRCNN:
@@ -85,19 +103,48 @@ def load_detector(path: str | Path | None = None) -> FasterRCNN:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is none of ours, or its tensors are not the described model's.
+        ValueError: the file is none of ours, its description is not one that we write, or its tensors are not the
+            described model's; in one line that names the file. Nothing else is read or fetched, whatever it says.
     """
     path = default_checkpoint() if path is None else Path(path)
     description = read_description(path)
     if "model" not in description:
         raise ValueError(f"{path}: has no model's description; is it the state of a training, last.safetensors?")
-    model = build_detector(**description["model"])
+    card = description.get("card", {})
     try:
-        model.load_state_dict(load_file(path))
-    except RuntimeError as error:
-        raise ValueError(f"{path}: its tensors are not those of the described model: {error}") from None
-    model.card = description.get("card", {})
+        check_model(description["model"])
+        check_card(card, description["model"])
+        with torch.device("meta"):  # without memory, since the description may ask for any amount
+            described = build_detector(**description["model"])
+        with _opened(path) as file:
+            _compare(file, described)
+    except ModuleNotFoundError:  # timm
+        raise
+    except Exception as error:  # torchvision's and timm's constructors raise whatever they stumble over
+        told = str(error).removeprefix(f"{path}: ").partition("\n")[0]
+        raise ValueError(f"{path}: {told or type(error).__name__}") from None
+    model = build_detector(**description["model"])
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{path}: {name} has values that are not finite")
+    model.load_state_dict(tensors)
+    model.card = card
     return model.eval()
+
+
+def _compare(file: Any, model: FasterRCNN) -> None:
+    """The file's tensors, by its header, against those of the described model."""
+    wanted, there = model.state_dict(), set(file.keys())
+    for name in sorted(there ^ wanted.keys()):
+        raise ValueError(f"tensors: {name} is {'none of the described model' if name in there else 'missing'}")
+    for name, tensor in wanted.items():
+        part = file.get_slice(name)
+        shape, kind = part.get_shape(), str(part.get_dtype())
+        if shape != list(tensor.shape):
+            raise ValueError(f"tensors: {name} has shape {shape}; the described model's is {list(tensor.shape)}")
+        if tensor.is_floating_point() != (kind in ("F64", "F32", "F16", "BF16")):
+            raise ValueError(f"tensors: {name} is of {kind}; the described model's is {tensor.dtype}")
 
 
 def default_checkpoint() -> Path:
@@ -122,7 +169,7 @@ def load_weights(model: FasterRCNN, weights: str | Path) -> int:
 
     Raises:
         FileNotFoundError: neither a file nor a name of torchvision's.
-        ValueError: they do not fit the backbone.
+        ValueError: the file cannot be read, or they do not fit the backbone.
     """
     source = _read_weights(weights)
     backbone = "body." if hasattr(model.backbone, "body") else ""
@@ -144,13 +191,20 @@ def load_weights(model: FasterRCNN, weights: str | Path) -> int:
 def _read_weights(weights: str | Path) -> dict[str, Tensor]:
     path = Path(weights)
     if path.is_file():
-        if path.suffix == ".safetensors":
-            return {name: value.float() for name, value in load_file(path).items()}
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return dict(state.get("model", state))
+        try:
+            if path.suffix == ".safetensors":
+                state = load_file(path)
+            else:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+                state = state.get("model", state)
+            tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+        except Exception as error:  # safetensors and pickle raise their own
+            told = str(error).partition("\n")[0]
+            raise ValueError(f"weights: {path} cannot be read: {told or type(error).__name__}") from None
+        return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
     try:
         named = get_weight(str(weights))
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, KeyError):
         raise FileNotFoundError(
             f"weights: {weights} is neither a file nor a name like MobileNet_V2_Weights.IMAGENET1K_V1"
         ) from None

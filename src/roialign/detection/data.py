@@ -8,90 +8,53 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from .annotations import Entry as Entry
+from .annotations import ImageId as ImageId
+from .annotations import read_coco
 from .images import Photo
-
-
-class Entry(NamedTuple):
-    """An image of a data set and its boxes."""
-
-    id: int
-    file: Path
-    width: int
-    height: int
-    boxes: Tensor  # [N, 4] float32: x1, y1, x2, y2 in pixels
-    labels: Tensor  # [N] int64, from 1
-    crowds: Tensor  # [M, 4] float32: where boxes are not told apart; detections there are neither right nor wrong
 
 
 class CocoData:
     """A COCO annotation file and its images.
 
-    Boxes are cut to the image, and those without area are left out. Crowds (``iscrowd``) are kept apart. Classes are
-    numbered from 1 in the order of their ids.
+    Boxes are cut to the image, and those without area are left out. Crowds (``iscrowd``) are kept apart, with their
+    class. Classes are numbered from 1 in the order of their ids. Image ids may be text. What is wrong in the file, or
+    in how it goes with the images, is an error here and not in the middle of the work.
 
     Args:
-        annotations: the JSON file.
+        annotations: the JSON file, in UTF-8.
         images: the folder of the images; None: the annotations' own.
+
+    Attributes:
+        path: the JSON file.
+        entries: the images with their boxes, in the file's order: the one truth of training and of all measures.
+        classes: the names of the classes, from label 1.
+        category_ids: their ids in the file.
+        notes: what the user should be told, a line each: boxes left out and why, images outside the folder, images
+            with bands or frames that are not shown.
 
     Raises:
         FileNotFoundError: the annotations or some images are not there.
-        ValueError: the JSON is not COCO's, with what is wrong in it.
+        ValueError: the file is not COCO's, with what is wrong where in it, in one line; or an image is damaged.
     """
 
     def __init__(self, annotations: str | Path, images: str | Path | None = None) -> None:
         self.path = Path(annotations)
-        folder = self.path.parent if images is None else Path(images)
-        try:
-            content = json.loads(self.path.read_text())
-            self.content: dict[str, Any] = {key: content[key] for key in ("images", "annotations", "categories")}
-            categories = sorted(self.content["categories"], key=lambda category: category["id"])
-            self.category_ids = [int(category["id"]) for category in categories]
-            self.classes = [str(category["name"]) for category in categories]
-            label = {category: index for index, category in enumerate(self.category_ids, 1)}
-            boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in self.content["images"]}
-            labels: dict[int, list[int]] = {image: [] for image in boxes}
-            crowds: dict[int, list[list[float]]] = {image: [] for image in boxes}
-            self.left_out = 0
-            sizes = {image["id"]: (image["width"], image["height"]) for image in self.content["images"]}
-            for annotation in self.content["annotations"]:
-                x, y, width, height = map(float, annotation["bbox"])
-                right, bottom = sizes[annotation["image_id"]]
-                box = [max(0.0, x), max(0.0, y), min(x + width, float(right)), min(y + height, float(bottom))]
-                if not (box[0] < box[2] and box[1] < box[3]):  # NaN too
-                    self.left_out += 1
-                elif annotation.get("iscrowd"):
-                    crowds[annotation["image_id"]].append(box)
-                else:
-                    boxes[annotation["image_id"]].append(box)
-                    labels[annotation["image_id"]].append(label[annotation["category_id"]])
-        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
-            kind = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{self.path}: not a COCO detection file: {kind}") from None
-        self.entries = [
-            Entry(
-                image["id"],
-                folder / image["file_name"],
-                *sizes[image["id"]],
-                torch.tensor(boxes[image["id"]]).reshape(-1, 4),
-                torch.tensor(labels[image["id"]], dtype=torch.int64),
-                torch.tensor(crowds[image["id"]]).reshape(-1, 4),
-            )
-            for image in self.content["images"]
-        ]
-        missing = [str(entry.file) for entry in self.entries if not entry.file.is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{self.path}: {len(missing)} of {len(self.entries)} images are not there: {', '.join(missing[:3])}"
-            )
+        coco = read_coco(self.path, self.path.parent if images is None else Path(images))
+        self.entries, self.notes = coco.entries, coco.notes
+        self.category_ids, self.classes = list(coco.categories), list(coco.categories.values())
 
     def split(self, fraction: float, seed: int) -> tuple[CocoData, CocoData]:
         """Two parts of whole images, the second with about ``fraction`` of them and at least one.
+
+        Images with boxes and images without are shared out each on their own, so that either part has boxes if two
+        images have some; if only one has, it is the first part's.
 
         Raises:
             ValueError: there are too few images for two parts.
@@ -101,18 +64,22 @@ class CocoData:
             raise ValueError(f"{self.path}: {len(self.entries)} images cannot be split; name a second file with --val")
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.entries), generator=generator).tolist()
-        return self._part(sorted(order[held:])), self._part(sorted(order[:held]))
+        full = [index for index in order if len(self.entries[index].boxes)]
+        empty = [index for index in order if not len(self.entries[index].boxes)]
+        of_full = min(max(held - len(empty), 1, round(held * len(full) / len(order))), len(full) - 1) if full else 0
+        parts = (full[of_full:] + empty[held - of_full :], full[:of_full] + empty[: held - of_full])
+        first, second = (self._part(sorted(part)) for part in parts)
+        return first, second
 
     def _part(self, indices: Sequence[int]) -> CocoData:
         part = object.__new__(CocoData)
         part.__dict__.update(self.__dict__, entries=[self.entries[index] for index in indices])
-        ids = {entry.id for entry in part.entries}
-        part.content = {
-            "images": [image for image in self.content["images"] if image["id"] in ids],
-            "annotations": [found for found in self.content["annotations"] if found["image_id"] in ids],
-            "categories": self.content["categories"],
-        }
         return part
+
+    @property
+    def left_out(self) -> int:
+        """How many boxes have no area inside their image."""
+        return sum(entry.left_out for entry in self.entries)
 
     @property
     def boxes(self) -> Tensor:
@@ -120,8 +87,13 @@ class CocoData:
         return torch.cat([entry.boxes for entry in self.entries]) if self.entries else torch.empty(0, 4)
 
     def digest(self) -> str:
-        """A short name of the data set's content, the pixels aside."""
-        return hashlib.blake2b(json.dumps(self.content, sort_keys=True).encode(), digest_size=8).hexdigest()
+        """A short name of the data set's content, the pixels and the folder aside."""
+        content: list[object] = [self.category_ids, self.classes]
+        content += [
+            [entry.id, entry.name, entry.width, entry.height, *(values.tolist() for values in entry[4:9])]
+            for entry in self.entries
+        ]
+        return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
 
 
 def open_photo(file: Path, width: int, height: int) -> Photo:

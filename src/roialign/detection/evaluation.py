@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,36 +13,41 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from .data import CocoData, Entry
+from .data import CocoData, Entry, ImageId
 from .tiles import Found
 
-MOST = 1000  # detections that count per image; COCO's own 100 is fewer than there are trees in a photo
-AREAS = {"s": "small", "m": "medium", "l": "large"}
+IOUS = np.array([0.4, *np.linspace(0.5, 0.95, 10)])  # COCO's ten, and one below for truths that are roughly drawn
+AREAS = ("small", "medium", "large")
 
 
 @dataclass
 class Report:
     """What an evaluation found.
 
+    All measures have one truth: the boxes cut to their images, those without area left out, crowds apart; and one set
+    of detections: all that the model gives, as many as there are.
+
     Attributes:
-        metrics: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, AR, ARs, ARm, ARl as COCO defines them, with up to
-            ``max_detections`` per image in all but AR1, AR10 and AR100 (NaN where there are no such boxes); AP_<class>
-            of each class if there are several; and precision, recall and F1 at IoU 0.5 above ``score_threshold``, the
-            score with the best F1.
+        metrics: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, AR, ARs, ARm, ARl as COCO defines them, but without a
+            limit of detections per image in all but AR1, AR10 and AR100 (NaN where there are no such boxes); AP40, the
+            same at IoU 0.4; AP_<class> of each class if there are several; precision, recall and F1 at IoU 0.5 above
+            ``score_threshold``, the score with the best F1, and ``mean_iou`` of the detections that are right there
+            with their true boxes (NaN if none is); and the numbers of ``images``, ``boxes`` and ``max_detections``, the
+            most in one image.
         curve: recall, precision and score at IoU 0.5 over all detections, best score first, ``[3, N]``.
         found: the detections of each image, by the image's id.
     """
 
     metrics: dict[str, float]
     curve: Tensor
-    found: dict[int, Found] = field(repr=False)
+    found: Mapping[ImageId, Found] = field(repr=False)
 
     def as_json(self) -> dict[str, float | None]:
         """The metrics as JSON can hold them: None for NaN."""
         return {name: None if math.isnan(value) else value for name, value in self.metrics.items()}
 
 
-def evaluate_found(data: CocoData, found: dict[int, Found]) -> Report:
+def evaluate_found(data: CocoData, found: Mapping[ImageId, Found]) -> Report:
     """Judge detections against a data set.
 
     Args:
@@ -51,46 +57,36 @@ def evaluate_found(data: CocoData, found: dict[int, Found]) -> Report:
     from faster_coco_eval import COCO, COCOeval_faster
 
     judged = [entry for entry in data.entries if entry.id in found]
-    truth = COCO(_truth(data, judged), print_function=_silent)
-    results = [
-        {
-            "image_id": image,
-            "category_id": data.category_ids[int(label) - 1],
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "score": float(score),
-        }
-        for image, each in found.items()
-        for (x1, y1, x2, y2), score, label in zip(each.boxes.tolist(), each.scores, each.labels, strict=True)
-    ]
-    curve = precision_recall(judged, found)
+    results = _results(judged, found)
     if not results:
-        nothing = dict.fromkeys(_names(data.classes), 0.0)
-        return Report(_with_counts(nothing, data, judged, curve), curve, found)
+        return Report(*_at_best(dict.fromkeys(_names(data), 0.0), judged, found), found)
+    truth = COCO(_truth(judged, len(data.classes)), print_function=_silent)
     judge = COCOeval_faster(truth, truth.loadRes(results), "bbox", print_function=_silent)
-    judge.params.imgIds = [entry.id for entry in judged]
-    judge.params.maxDets = [1, 10, 100, MOST]
+    judge.params.iouThrs = IOUS
+    judge.params.maxDets = [1, 10, 100, max(101, _most(found))]
     judge.evaluate()
     judge.accumulate()
-    precision, recall = judge.eval["precision"], judge.eval["recall"]  # [T, R, K, A, M], [T, K, A, M]
+    lower, precision = np.split(judge.eval["precision"], [1])  # [T, R, K, A, M] each: IoU 0.4, and COCO's
+    recall = judge.eval["recall"][1:]  # [T, K, A, M]
     areas = {label: index for index, label in enumerate(judge.params.areaRngLbl)}
     overall = areas["all"]
-    values = {
-        "AP": precision[:, :, :, overall, -1],
-        "AP50": precision[0, :, :, overall, -1],
-        "AP75": precision[5, :, :, overall, -1],
-        **{f"AP{short}": precision[:, :, :, areas[name], -1] for short, name in AREAS.items()},
-        **{f"AR{most}": recall[:, :, overall, index] for index, most in enumerate((1, 10, 100))},
-        "AR": recall[:, :, overall, -1],
-        **{f"AR{short}": recall[:, :, areas[name], -1] for short, name in AREAS.items()},
-    }
-    if len(data.classes) > 1:
-        values |= {f"AP_{name}": precision[:, :, index, overall, -1] for index, name in enumerate(data.classes)}
-    return Report(
-        _with_counts({name: _mean(array) for name, array in values.items()}, data, judged, curve), curve, found
-    )
+    values = [
+        precision[:, :, :, overall, -1],
+        lower[0, :, :, overall, -1],
+        precision[0, :, :, overall, -1],
+        precision[5, :, :, overall, -1],
+        *(precision[:, :, :, areas[name], -1] for name in AREAS),
+        *(recall[:, :, overall, index] for index in range(3)),
+        recall[:, :, overall, -1],
+        *(recall[:, :, areas[name], -1] for name in AREAS),
+        *(precision[:, :, index, overall, -1] for index in range(precision.shape[2])),
+    ]
+    names = _names(data)  # without those of the classes if there is one
+    scores = {name: _mean(array) for name, array in zip(names, values, strict=False)}
+    return Report(*_at_best(scores, judged, found), found)
 
 
-def precision_recall(entries: Sequence[Entry], found: dict[int, Found], iou: float = 0.5) -> Tensor:
+def precision_recall(entries: Sequence[Entry], found: Mapping[ImageId, Found], iou: float = 0.5) -> Tensor:
     """Recall, precision and score after each detection, best score first, ``[3, N]``."""
     hits, scores = [torch.empty(0, dtype=torch.bool)], [torch.empty(0)]
     total = 0
@@ -98,7 +94,7 @@ def precision_recall(entries: Sequence[Entry], found: dict[int, Found], iou: flo
         each = found[entry.id]
         total += len(entry.boxes)
         hit = match(each, entry, iou)[0] >= 0
-        counts = hit | ~within_crowds(each.boxes, entry, iou)
+        counts = hit | ~within_crowds(each, entry, iou)
         hits.append(hit[counts])
         scores.append(each.scores[counts])
     score, order = torch.cat(scores).sort(descending=True, stable=True)
@@ -123,44 +119,91 @@ def match(found: Found, entry: Entry, iou: float = 0.5) -> tuple[Tensor, Tensor]
     return to_truth, to_found
 
 
-def within_crowds(boxes: Tensor, entry: Entry, part: float = 0.5) -> Tensor:
-    """Which boxes lie in one of the image's crowds by at least ``part`` of their area, ``[N]`` bool."""
-    low = torch.maximum(boxes[:, None, :2], entry.crowds[:, :2])
-    high = torch.minimum(boxes[:, None, 2:], entry.crowds[:, 2:])
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)[:, None]
-    return ((high - low).clamp(min=0).prod(2) >= part * area).any(1)
+def within_crowds(found: Found, entry: Entry, part: float = 0.5) -> Tensor:
+    """Which detections lie in a crowd of their class by at least ``part`` of their area, ``[N]`` bool."""
+    low = torch.maximum(found.boxes[:, None, :2], entry.crowds[:, :2])
+    high = torch.minimum(found.boxes[:, None, 2:], entry.crowds[:, 2:])
+    area = (found.boxes[:, 2:] - found.boxes[:, :2]).prod(1)[:, None]
+    inside = (high - low).clamp(min=0).prod(2) >= part * area
+    return (inside & (found.labels[:, None] == entry.crowd_labels)).any(1)
 
 
-def _truth(data: CocoData, entries: Sequence[Entry]) -> dict[str, Any]:
-    """The data set with what COCO's evaluator wants to be there, and only the images in question."""
-    judged = {entry.id for entry in entries}
-    annotations = [
-        {"iscrowd": 0, **annotation, "id": number, "area": annotation.get("area", _area(annotation["bbox"]))}
-        for number, annotation in enumerate(data.content["annotations"], 1)
-        if annotation["image_id"] in judged
+def _truth(entries: Sequence[Entry], classes: int) -> dict[str, Any]:
+    """The entries for COCO's evaluator, which wants numbers as ids: an image's place, a class's label."""
+    annotations: list[dict[str, Any]] = []
+    for image, entry in enumerate(entries):
+        objects = zip(entry.boxes.tolist(), entry.labels.tolist(), entry.areas.tolist(), strict=True)
+        parts = [(box, label, area, 0) for box, label, area in objects]
+        parts += [
+            (box, label, 0.0, 1) for box, label in zip(entry.crowds.tolist(), entry.crowd_labels.tolist(), strict=True)
+        ]
+        annotations += [
+            {
+                "id": len(annotations) + number,
+                "image_id": image,
+                "category_id": label,
+                "bbox": _xywh(box),
+                "area": area,
+                "iscrowd": crowd,
+            }
+            for number, (box, label, area, crowd) in enumerate(parts, 1)
+        ]
+    images = [{"id": image, "width": entry.width, "height": entry.height} for image, entry in enumerate(entries)]
+    categories = [{"id": label, "name": str(label)} for label in range(1, classes + 1)]
+    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+
+def _results(entries: Sequence[Entry], found: Mapping[ImageId, Found]) -> list[dict[str, Any]]:
+    return [
+        {"image_id": image, "category_id": label, "bbox": _xywh(box), "score": score}
+        for image, entry in enumerate(entries)
+        for box, score, label in zip(*(values.tolist() for values in found[entry.id]), strict=True)
     ]
-    images = [image for image in data.content["images"] if image["id"] in judged]
-    return {"info": {}, "images": images, "annotations": annotations, "categories": data.content["categories"]}
 
 
-def _area(bbox: Sequence[float]) -> float:
-    return float(bbox[2] * bbox[3])
+def _xywh(box: Sequence[float]) -> list[float]:
+    x1, y1, x2, y2 = box
+    return [x1, y1, x2 - x1, y2 - y1]
 
 
-def _names(classes: Sequence[str]) -> list[str]:
-    names = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "AR", "ARs", "ARm", "ARl"]
-    return names + ([f"AP_{name}" for name in classes] if len(classes) > 1 else [])
+def _names(data: CocoData) -> list[str]:
+    """Of the measures that COCO's evaluator gives, in order. A class is told by its id where its name does not do."""
+    names = ["AP", "AP40", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "AR", "ARs", "ARm", "ARl"]
+    if len(data.classes) == 1:
+        return names
+    often = Counter(data.classes)
+    classes = zip(data.classes, data.category_ids, strict=True)
+    return names + [f"AP_{name}" if often[name] == 1 else f"AP_{name} ({number})" for name, number in classes]
 
 
-def _with_counts(
-    metrics: dict[str, float], data: CocoData, entries: Sequence[Entry], curve: Tensor
-) -> dict[str, float]:
+def _at_best(
+    metrics: dict[str, float], entries: Sequence[Entry], found: Mapping[ImageId, Found]
+) -> tuple[dict[str, float], Tensor]:
+    """The metrics with those at the score of the best F1, and the curve that this score was found on."""
+    curve = precision_recall(entries, found)
     recall, precision, score = curve
     f1 = 2 * recall * precision / (recall + precision).clamp(min=1e-9)
+    rows = {"precision": precision, "recall": recall, "F1": f1, "score_threshold": score}
     best = int(f1.argmax()) if len(f1) else None
-    names = {"precision": precision, "recall": recall, "F1": f1, "score_threshold": score}
-    counts = {"images": len(entries), "boxes": sum(len(entry.boxes) for entry in entries), "max_detections": MOST}
-    return metrics | {name: 0.0 if best is None else float(row[best]) for name, row in names.items()} | counts
+    at_best = {name: 0.0 if best is None else float(row[best]) for name, row in rows.items()}
+    mean_iou = _mean_iou(entries, found, at_best["score_threshold"])
+    counts = {"images": len(entries), "boxes": sum(len(entry.boxes) for entry in entries)}
+    return metrics | at_best | {"mean_iou": mean_iou} | counts | {"max_detections": _most(found)}, curve
+
+
+def _mean_iou(entries: Sequence[Entry], found: Mapping[ImageId, Found], least: float) -> float:
+    """Of the right detections of at least this score with their true boxes; NaN if there are none."""
+    overlaps = [torch.empty(0)]
+    for entry in entries:
+        each = found[entry.id].above(least)
+        to_truth, _ = match(each, entry)
+        hit = to_truth >= 0
+        overlaps.append(box_iou(each.boxes[hit], entry.boxes[to_truth[hit]]).diagonal())
+    return float(torch.cat(overlaps).mean())
+
+
+def _most(found: Mapping[ImageId, Found]) -> int:
+    return max((len(each.boxes) for each in found.values()), default=0)
 
 
 def _mean(values: np.ndarray[Any, Any]) -> float:

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from .bands import (
+    MAGIC,
+    UnsupportedError,
+    describe_by_pillow,
+    largest_of,
+    pillow_reads,
+    read_tiff,
+    tiff_head,
+    to_8_bits,
+    turned,
+    white_of,
+)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".ppm", ".pgm")
 FILL = (124, 116, 104)  # the networks' mean colour: what lies outside an image or under transparency
@@ -19,49 +35,47 @@ Window = tuple[int, int, int, int]  # x1, y1, x2, y2
 
 
 class DamagedImageError(ValueError):
-    """A file that is no image, or a damaged one."""
+    """A file that is no image, a damaged one, or one that cannot be shown rightly."""
 
 
 class Photo:
     """An image file: decoded once, in its own mode, and turned to 8-bit RGB only under the window asked for.
 
-    Orientation as EXIF says. 16-bit values are scaled by the fewest bits (8, 10, 12, 14, 16) that hold the image's
-    largest value; floating values up to 1 are fractions of white. Transparency shows the networks' mean colour.
+    Orientation as EXIF says. Values of more than 8 bits are scaled by the fewest bits (8, 10, 12, 14, 16) that hold the
+    image's largest one; floating values up to 1 are fractions of white. Transparency shows the networks' mean colour.
+    What Pillow would cut to 8 bits (16-bit and floating colour, more than 4 bands) is read by tifffile if it is a TIFF,
+    and refused if the upper 8 bits do not do.
 
     Args:
         path: the file.
-        upright: turn the image as EXIF says.
+        upright: turn the image as EXIF says. A TIFF always is.
+
+    Attributes:
+        width, height: in pixels.
+        note: what the user should know: bands or frames that are not shown. Mostly empty.
 
     Raises:
-        DamagedImageError: it cannot be decoded. The file is named.
+        DamagedImageError: it cannot be decoded, or not be shown rightly. The file is named.
     """
 
     def __init__(self, path: str | Path, upright: bool = True) -> None:
         self.path = Path(path)
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, LARGEST
-        try:
-            with self.path.open("rb") as file:
-                image = Image.open(file)
-                image.load()
-                if upright:
-                    ImageOps.exif_transpose(image, in_place=True)
-        except UnidentifiedImageError:
-            raise DamagedImageError(f"{self.path}: not an image that can be read") from None
-        except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
-            raise DamagedImageError(f"{self.path}: damaged: {error}") from None
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-        self.image: Image.Image = image
-        self.width, self.height = image.size
-        self._white = _white(image)
+        with _opened(self.path) as file:
+            self.image, self.note = _decode(file)
+            if upright:
+                ImageOps.exif_transpose(self.image, in_place=True)
+            self.width, self.height = _some_pixels(*self.image.size)
+            self._white = _white(self.image)
+            self.crop((0, 0, 1, 1))  # it may be of a kind that cannot be turned to RGB
 
     def crop(self, window: Window) -> Image.Image:
         """The window as an RGB image; it must lie inside the photo."""
         part = self.image.crop(window)
         if self._white is not None:
-            values = np.asarray(part, dtype=np.float32) * (255 / self._white)
-            part = Image.fromarray(np.nan_to_num(values).clip(0, 255).round().astype(np.uint8))
-        if part.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in self.image.info:
+            part = Image.fromarray(to_8_bits(np.asarray(part), self._white))
+        if part.mode == "La":  # which can become nothing but LA
+            part = part.convert("LA")
+        if part.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in part.info:
             part = part.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", part.size, (*FILL, 255)), part).convert("RGB")
         return part.convert("RGB")
@@ -83,20 +97,148 @@ class Photo:
         return out
 
 
+class Head(NamedTuple):
+    """What the beginning of an image file tells."""
+
+    width: int
+    height: int
+    note: str  # as Photo's
+
+
+def read_head(path: str | Path, upright: bool = True) -> Head:
+    """Size and note as :class:`Photo` will have them, without decoding the image.
+
+    Raises:
+        DamagedImageError: as Photo's, if the head is enough to tell.
+    """
+    with _opened(Path(path)) as file:
+        try:
+            image = Image.open(file)
+        except UnidentifiedImageError:
+            if not _is_tiff(file):
+                raise
+            width, height, note = tiff_head(file)
+        else:
+            note = _note(image)
+            if image.format == "TIFF":  # some versions of Pillow turn these on opening, some on loading, all in the end
+                tags = image.tag_v2  # type: ignore[attr-defined]
+                width, height = turned(tags[256], tags[257], tags.get(ExifTags.Base.Orientation, 1))
+            else:
+                turn = image.getexif().get(ExifTags.Base.Orientation, 1) if upright else 1
+                width, height = turned(*image.size, turn)
+        return Head(*_some_pixels(width, height), note)
+
+
+def _some_pixels(width: int, height: int) -> tuple[int, int]:
+    if not (width and height):
+        raise UnsupportedError(f"{width} x {height} pixels: nothing to show")
+    return width, height
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """An RGB image as ``[3, H, W]`` float32 in [0, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, and whatever is wrong with it as our own error."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, LARGEST
+    try:
+        with path.open("rb") as file:
+            yield file
+    except UnidentifiedImageError:
+        raise DamagedImageError(f"{path}: not an image that can be read") from None
+    except UnsupportedError as error:
+        raise DamagedImageError(f"{path}: {error}") from None
+    except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
+        raise DamagedImageError(f"{path}: damaged: {error}") from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _decode(file: BinaryIO) -> tuple[Image.Image, str]:
+    """The image, and what to know about it."""
+    image: Image.Image
+    try:
+        image = Image.open(file)
+    except UnidentifiedImageError:
+        if not _is_tiff(file):
+            raise
+        note = tiff_head(file)[2]
+        return read_tiff(file, LARGEST), note
+    note = _note(image)
+    cut = _cut_to_8_bits(image, file)
+    fault = UnsupportedError(
+        "16-bit colour of which fewer than 15 bits are used, and Pillow gives the upper 8: save it in 8 bits or as TIFF"
+    )
+    if image.format == "TIFF" and not pillow_reads(image):
+        try:
+            return read_tiff(file, LARGEST), note
+        except UnsupportedError as error:
+            # What Pillow decodes by itself it may mix up; what libtiff decodes is right but for the lower bits.
+            if not (cut and image.tag_v2.get(ExifTags.Base.Compression, 1) > 1):  # type: ignore[attr-defined]
+                raise
+            fault = error
+    image.load()
+    if cut and max(high for _, high in np.reshape(image.getextrema(), (-1, 2))[:3]) < 64:
+        raise fault
+    return image, note
+
+
+def _is_tiff(file: BinaryIO) -> bool:
+    file.seek(0)
+    return file.read(4) in MAGIC
+
+
+def _cut_to_8_bits(image: Image.Image, file: BinaryIO) -> bool:
+    """Whether Pillow will give the upper half of 16-bit colours only."""
+    if image.mode not in ("LA", "RGB", "RGBA"):
+        return False
+    if image.format == "JPEG2000":
+        file.seek(0)
+        head = file.read(2**16)
+        start = head.find(
+            b"\xff\x4f\xff\x51"
+        )  # the code stream; its 43rd byte is the depth of the first band, less one
+        return 0 <= start < len(head) - 42 and head[start + 42] & 127 == 15
+    tiles = getattr(image, "tile", ())
+    arguments = tiles[0][3] if tiles else ()
+    arguments = arguments if isinstance(arguments, tuple) else (arguments,)
+    return 65535 in arguments or any(";16" in text for text in arguments if isinstance(text, str))
+
+
+def _note(image: Image.Image) -> str:
+    frames = _frames(image)
+    notes = [f"the first of {frames} frames"] if frames > 1 else []
+    notes += [describe_by_pillow(image)] if image.format == "TIFF" else []
+    return ", ".join(filter(None, notes))
+
+
+def _frames(image: Image.Image) -> int:
+    """Frames or pages to see: a TIFF's smaller copies and masks are none, nor is what phones add to a JPEG."""
+    try:
+        count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        if image.format == "TIFF" and count > 1:
+            kinds = []
+            for index in range(count):
+                image.seek(index)
+                kinds.append(image.tag_v2.get(ExifTags.Base.NewSubfileType, 0))  # type: ignore[attr-defined]
+            image.seek(0)
+            return sum(not kind & 0b101 for kind in kinds)
+    except Exception:  # a damaged later frame; the first may be whole
+        image.seek(0)
+        return 1
+    return count
+
+
 def _white(image: Image.Image) -> float | None:
     """The value of white where Pillow would cut off the values of a one-channel image, else None."""
-    if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
-        return None
     if image.mode == "F":
-        largest = float(np.nan_to_num(np.asarray(image), posinf=0).max(initial=0))
-        return 1 if largest <= 1 else next((white for white in (255, 65535) if largest <= white), largest)
-    largest = float(image.getextrema()[1])  # type: ignore[arg-type]
-    return next((2**bits - 1 for bits in (8, 10, 12, 14, 16) if largest < 2**bits), largest)
+        return white_of(largest_of(np.asarray(image)), whole=False)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return white_of(float(image.getextrema()[1]), whole=True)  # type: ignore[arg-type]
+    return None
 
 
 def find_images(patterns: Iterable[str | Path]) -> list[Path]:
@@ -119,6 +261,13 @@ def find_images(patterns: Iterable[str | Path]) -> list[Path]:
             raise FileNotFoundError(f"{pattern}: no images there")
         found.update(dict.fromkeys(files))
     return list(found)
+
+
+def passed_over(patterns: Iterable[str | Path]) -> dict[str, int]:
+    """How many files of each suffix :func:`find_images` leaves aside in folders, most first."""
+    folders = {Path(pattern) for pattern in patterns if Path(pattern).is_dir()}
+    others = {file for folder in folders for file in folder.rglob("*") if file.suffix.lower() not in SUFFIXES}
+    return dict(Counter(file.suffix.lower() or file.name for file in others if file.is_file()).most_common())
 
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # a truncated file is a damaged one, whoever set this before

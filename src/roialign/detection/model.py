@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -116,6 +117,9 @@ def build_detector(
         octaves = [32.0, 64.0, 128.0, 256.0, 512.0]
         each = [octaves] if len(strides) == 1 else [[octaves[min(i, 4)]] for i in range(len(strides))]
         anchors = {"sizes": each, "ratios": [0.5, 1.0, 2.0]}
+    if len(anchors["sizes"]) != len(strides) or len({len(sizes) for sizes in anchors["sizes"]}) != 1:
+        counts = [len(sizes) for sizes in anchors["sizes"]]
+        raise ValueError(f"anchors: got {counts} sizes; expected as many on each of {len(strides)} levels")
     generator = AnchorGenerator(
         tuple(tuple(sizes) for sizes in anchors["sizes"]), (tuple(anchors["ratios"]),) * len(anchors["sizes"])
     )
@@ -240,6 +244,9 @@ class _TimmPyramid(nn.Module):
             raise ModuleNotFoundError(
                 f"backbone: got 'timm:{name}', but timm is missing; install it with: pip install timm", name="timm"
             ) from None
+        # Only names of timm's list: it would fetch others, such as hf-hub:..., from the network.
+        if not re.fullmatch(r"\w+(\.\w+)?", name, re.ASCII) or not timm.is_model(name):
+            raise ValueError(f"backbone: got 'timm:{name}', which timm does not have")
         reductions: list[int] = _info(timm.create_model(name, features_only=True)).reduction()
         chosen = [index for index, stride in enumerate(reductions) if stride >= 4]
         self.strides = [reductions[index] for index in chosen]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -19,6 +19,8 @@ RIGHT, WRONG, MISSED, UNJUDGED = "#ffd400", "#ff3b30", "#00e5ff", "#9a9a9a"
 LONGEST = 4096  # pixels of a drawn photo; a larger one is drawn smaller
 COLUMNS, PATCH = 6, 160  # of a sheet of misses
 
+Output = Path | BinaryIO
+
 
 def draw_boxes(image: Image.Image, boxes: Tensor, colour: str, scale: float = 1) -> None:
     """Draw boxes ``[N, 4]``, in pixels of the unscaled photo, on its picture."""
@@ -28,14 +30,14 @@ def draw_boxes(image: Image.Image, boxes: Tensor, colour: str, scale: float = 1)
         pen.rectangle(box, outline=colour, width=width)
 
 
-def draw_found(photo: Photo, found: Found, path: Path) -> None:
+def draw_found(photo: Photo, found: Found, path: Output) -> None:
     """Save the photo with its detections."""
     picture = photo.preview(LONGEST)
     draw_boxes(picture, found.boxes, RIGHT, picture.width / photo.width)
-    picture.save(path, quality=92)
+    picture.save(path, "JPEG", quality=92)
 
 
-def draw_views(samples: Sequence[Sample], path: Path) -> None:
+def draw_views(samples: Sequence[Sample], path: Output) -> None:
     """One sheet of what the model sees in training, with the boxes it shall find."""
     size = samples[0].image.shape[-1]
     columns = min(4, len(samples))
@@ -44,11 +46,10 @@ def draw_views(samples: Sequence[Sample], path: Path) -> None:
         picture = to_pil_image(sample.image)
         draw_boxes(picture, sample.target["boxes"], RIGHT)
         sheet.paste(picture, (place % columns * size, place // columns * size))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    sheet.save(path, "PNG")
 
 
-def draw_worst(data: CocoData, report: Report, path: Path, rows: int = 5) -> int:
+def draw_worst(data: CocoData, report: Report, path: Output, rows: int = 5) -> int:
     """One sheet of the worst misses at IoU 0.5, above the score of the best F1; returns how many there are.
 
     The surest false detections in red, then the largest objects that were not found in blue, turn by turn, each in the
@@ -58,11 +59,9 @@ def draw_worst(data: CocoData, report: Report, path: Path, rows: int = 5) -> int
     wrong: list[tuple[float, int, Tensor]] = []
     missed: list[tuple[float, int, Tensor]] = []
     for index, entry in enumerate(data.entries):
-        each = report.found[entry.id]
-        sure = each.scores >= threshold
-        each = Found(each.boxes[sure], each.scores[sure], each.labels[sure])
+        each = report.found[entry.id].above(threshold)
         to_truth, to_found = match(each, entry)
-        false = (to_truth < 0) & ~within_crowds(each.boxes, entry)
+        false = (to_truth < 0) & ~within_crowds(each, entry)
         wrong += [(float(s), index, box) for s, box in zip(each.scores[false], each.boxes[false], strict=True)]
         left = entry.boxes[to_found < 0]
         missed += [(float((box[2:] - box[:2]).prod()), index, box) for box in left]
@@ -82,15 +81,15 @@ def draw_worst(data: CocoData, report: Report, path: Path, rows: int = 5) -> int
             if which == index:
                 patch = _patch(photo, entry.boxes, box, colour)
                 sheet.paste(patch, (place % COLUMNS * PATCH, place // COLUMNS * PATCH))
-    sheet.save(path)
+    sheet.save(path, "PNG")
     return len(wrong) + len(missed)
 
 
-def draw_beside(entry: Entry, found: Found, path: Path) -> tuple[int, int]:
+def draw_beside(entry: Entry, found: Found, path: Output) -> tuple[int, int]:
     """Save what was found above what is true, matched at IoU 0.5; returns how many are right and how many wrong."""
     to_truth, to_found = match(found, entry)
     right, hit = to_truth >= 0, to_found >= 0
-    unjudged = ~right & within_crowds(found.boxes, entry)
+    unjudged = ~right & within_crowds(found, entry)
     wrong = ~right & ~unjudged
     photo = open_photo(entry.file, entry.width, entry.height)
     pyplot = _pyplot()
@@ -115,7 +114,7 @@ def draw_beside(entry: Entry, found: Found, path: Path) -> tuple[int, int]:
                 )
         axes.set_title(title + rest, fontsize=17, loc="left")
         axes.set_axis_off()
-    figure.savefig(path)
+    figure.savefig(path, format="png")
     pyplot.close(figure)
     return int(right.sum()), int(wrong.sum())
 
@@ -135,7 +134,7 @@ def _patch(photo: Photo, truth: Tensor, box: Tensor, colour: str) -> Image.Image
     return patch
 
 
-def plot_curve(report: Report, path: Path) -> None:
+def plot_curve(report: Report, path: Output) -> None:
     """Precision over recall at IoU 0.5, with the threshold of the best F1."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(6, 5), dpi=120, layout="constrained")
@@ -147,11 +146,11 @@ def plot_curve(report: Report, path: Path) -> None:
     axes.set_title(f"IoU 0.5: AP50 {metrics['AP50']:.3f}, {metrics['boxes']:.0f} boxes, {metrics['images']:.0f} images")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
-    figure.savefig(path)
+    figure.savefig(path, format="png")
     pyplot.close(figure)
 
 
-def plot_history(history: Sequence[dict[str, float]], path: Path) -> None:
+def plot_history(history: Sequence[dict[str, float]], path: Output) -> None:
     """Losses and AP over the epochs."""
     pyplot = _pyplot()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), dpi=100, layout="constrained")
@@ -167,7 +166,7 @@ def plot_history(history: Sequence[dict[str, float]], path: Path) -> None:
         axes.grid(alpha=0.3)
         if names:
             axes.legend()
-    figure.savefig(path)
+    figure.savefig(path, format="png")
     pyplot.close(figure)
 
 

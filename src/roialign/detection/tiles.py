@@ -12,10 +12,10 @@ from torch.nn.functional import pad
 from torchvision.models.detection import FasterRCNN
 from torchvision.ops import batched_nms
 
+from .description import SMALLEST, TILE, check_card
 from .images import FILL, Photo, Window
 
-TILE, OVERLAP = 512, 128  # pixels, of a model that does not say what suits it
-SMALLEST = 64  # pixels; a smaller image is padded to this
+OVERLAP = 128  # pixels, of a model that does not say what suits it, as TILE
 
 
 class Found(NamedTuple):
@@ -24,6 +24,11 @@ class Found(NamedTuple):
     boxes: Tensor  # [N, 4] float32: x1, y1, x2, y2 in pixels of the image
     scores: Tensor  # [N] float32
     labels: Tensor  # [N] int64, from 1
+
+    def above(self, score: float) -> Found:
+        """Those of at least this score."""
+        sure = self.scores >= score
+        return Found(self.boxes[sure], self.scores[sure], self.labels[sure])
 
 
 class _Tile(NamedTuple):
@@ -59,7 +64,7 @@ def detect(
         What was found in each photo, in order.
 
     Raises:
-        ValueError: the overlap leaves no tile, or the batch is empty.
+        ValueError: the overlap leaves no tile, the batch is empty, or the card says what no card of ours does.
 
     Example:
         >>> from roialign.detection import build_detector, detect
@@ -70,6 +75,8 @@ def detect(
         4
     """
     card = getattr(model, "card", {})
+    if tile is None or overlap is None:  # a card may be a stranger's, and decides the work
+        check_card(card, getattr(model, "description", {}))
     tile = card.get("tile", TILE) if tile is None else tile
     overlap = card.get("overlap", OVERLAP) if overlap is None else overlap
     if tile < 0 or not 0 <= overlap < (tile or overlap + 1):

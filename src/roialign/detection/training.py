@@ -23,14 +23,17 @@ from torch.utils.data import DataLoader
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
-from .checkpoint import read_description, save_detector, save_tensors
+from ..outputs import Folder
+from .checkpoint import pack_detector, pack_tensors, read_description
 from .data import CocoData, EpochBatches, Sample, TrainingViews, open_photo
+from .description import SMALLEST, check_card, check_model
 from .evaluation import Report, evaluate_found
 from .model import memory_format
 from .tiles import detect
 
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
 STATE, BEST = "last.safetensors", "model.safetensors"
+FREE = ("epochs", "patience", "workers")  # settings that may be others when a training goes on
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,11 @@ class Trainer:
         data: the images to learn from.
         held: the images to judge by, or None.
         settings: how.
-        out: the folder.
+        out: the folder, which is this training's alone as long as it lives.
         card: what to tell about the model in its file.
+
+    Raises:
+        FileExistsError: another training is in the folder, or files that no training of ours has left.
     """
 
     def __init__(
@@ -116,13 +122,21 @@ class Trainer:
         data: CocoData,
         held: CocoData | None,
         settings: Settings,
-        out: Path,
+        out: Path | Folder,
         card: dict[str, Any] | None = None,
     ) -> None:
-        self.settings, self.data, self.held, self.out = settings, data, held, out
+        self.settings, self.data = settings, data
+        self.held = held if held is not None and len(held.boxes) else None  # without boxes there is nothing to judge by
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=settings.precision)
         self.device = self.accelerator.device
-        model.card = {"classes": data.classes, "tile": settings.crop, **(card or {})}
+        main = self.accelerator.is_main_process
+        self.folder = out if isinstance(out, Folder) else Folder(out, writes=main)
+        if main:
+            self.folder.claim(STATE, BEST)
+        classes = {"classes": data.classes, "category_ids": data.category_ids}
+        model.card = {**classes, "tile": max(SMALLEST, settings.crop), **(card or {})}
+        check_model(model.description)  # and not when an epoch is done and shall be saved
+        check_card(model.card, model.description)
         self.samplers = [SeededSampler(head.fg_bg_sampler) for head in (model.rpn, model.roi_heads)]
         model.rpn.fg_bg_sampler, model.roi_heads.fg_bg_sampler = self.samplers
         model.to(memory_format=memory_format(self.device))
@@ -142,7 +156,7 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         # What must be the same for a training to go on where it was.
         self.identity = {
-            "settings": asdict(settings),
+            "settings": {name: value for name, value in asdict(settings).items() if name not in FREE},
             "model": model.description,
             "data": [data.digest(), held.digest() if held else None],
             "processes": self.accelerator.num_processes,
@@ -188,7 +202,7 @@ class Trainer:
     def finished(self) -> bool:
         """Nothing is left to do."""
         done, patience = len(self.history), self.settings.patience
-        stalled = self.held is not None and 0 < patience <= done - _best(self.history)
+        stalled = self.held is not None and 0 < patience <= done - _first_best(self.history)
         return done >= self.settings.epochs or stalled
 
     def _epoch(self, epoch: int, loader: Iterable[list[Sample]], watcher: Watcher) -> dict[str, float]:
@@ -264,21 +278,23 @@ class Trainer:
     def _save(self, report: Report | None) -> None:
         if self.held is None or _best(self.history) == len(self.history):  # or else it is the one that is there
             metrics = None if report is None else report.as_json()
-            save_detector(self.average, self.out / BEST, epoch=len(self.history), metrics=metrics)
+            self.folder.write(BEST, pack_detector(self.average, epoch=len(self.history), metrics=metrics))
         state = {f"model.{name}": value for name, value in self.bare.state_dict().items()}
         state |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
-        save_tensors(self.out / STATE, state, {"identity": self.identity, "history": self.history, "scaler": scaler})
+        description = {"identity": self.identity, "history": self.history, "scaler": scaler}
+        self.folder.write(STATE, pack_tensors(state, description))
 
     def resume(self) -> int:
         """Go on from the folder's state, if there is one; returns the epochs that are done.
 
         Raises:
-            ValueError: the state is of a training with other settings, data, model or number of processes.
+            ValueError: the state is of a training with other settings (but for those in FREE), data, model or number of
+                processes.
         """
-        path = self.out / STATE
+        path = self.folder.path / STATE
         if not path.is_file():
             return 0
         description = read_description(path)
@@ -286,8 +302,15 @@ class Trainer:
         for name in sorted(theirs.keys() | mine.keys()):
             if theirs.get(name) != mine.get(name):
                 raise ValueError(f"{path}: cannot go on: {name} was {theirs.get(name)}, now it is {mine.get(name)}")
+        try:
+            self._restore(load_file(path), description)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path}: not the state of this training: {error}") from None
+        return len(self.history)
+
+    def _restore(self, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
-        for name, value in load_file(path).items():
+        for name, value in tensors.items():
             part, rest = name.split(".", 1)
             parts[part][rest] = value
         self.bare.load_state_dict(parts["model"])
@@ -302,14 +325,19 @@ class Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         if self.accelerator.scaler and description["scaler"]:
             self.accelerator.scaler.load_state_dict(description["scaler"])
-        self.history = description["history"]
-        return len(self.history)
+        self.history = [dict(row) for row in description["history"]]
 
 
-def _best(history: list[dict[str, float]]) -> int:
+def _first_best(history: list[dict[str, float]]) -> int:
     """How many epochs were done when AP50 was highest; of equals the first."""
     scores = [row.get("AP50", 0.0) for row in history]
     return scores.index(max(scores)) + 1 if scores else 0
+
+
+def _best(history: list[dict[str, float]]) -> int:
+    """The epoch to keep: the first best, or the last as long as nothing right was ever found."""
+    first = _first_best(history)
+    return first if first and history[first - 1].get("AP50", 0.0) > 0 else len(history)
 
 
 def _flat(tree: Any, name: str = "") -> dict[str, Any]:

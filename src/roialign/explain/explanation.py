@@ -256,7 +256,7 @@ def explain(
             box that is not finite.
     """
     size, ratio = check_output_size(output_size), check_sampling_ratio(sampling_ratio)
-    check_aligned(aligned)
+    aligned = check_aligned(aligned)
     check_mode(mode)
     if image is not None and (not isinstance(image, Tensor) or image.dim() != 3 or image.shape[0] != 3):
         raise ValueError(f"image: got {describe(image)}; expected a Tensor [3, h, w] with values in [0, 1]")

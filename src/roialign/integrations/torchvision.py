@@ -171,7 +171,7 @@ def _make_roi_align(theirs: Any) -> Kernel:
             out: Tensor = theirs.call_boxed(CPU, input, safe, scale, height, width, ratio, aligned)
             return out if odd is None else out.masked_fill_(odd[:, None, None, None], torch.nan)
         # Contiguous whatever the input is, as torchvision's shape rule promises to compiled code.
-        out = torch.empty((rois.shape[0], input.shape[1], height, width), dtype=input.dtype)
+        out = core.allocate((rois.shape[0], input.shape[1], height, width), input, channels_last=False)
         how = ([height, width], [scale, scale], max(ratio, 0), aligned)
         return _with_whole_indices(
             lambda rois: core.pool_into(out, [input], rois, None, "avg", *how), rois, input.shape[0]

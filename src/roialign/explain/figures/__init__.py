@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from ...outputs import write_atomically
 from ..explanation import Explanation
 from . import bins, gradient, matrices, quantisation, region, sample, style, sums
 from .style import RC, Bin
@@ -27,17 +30,24 @@ def draw(explanation: Explanation, figure: str = "overview", bin: Bin | None = N
         return FIGURES[figure](explanation, (row, column))
 
 
-def save(explanation: Explanation, path: Path, figure: str = "overview") -> None:
-    """Save a figure as PNG, SVG or PDF, with what it explains as the file's description.
+def save(explanation: Explanation, path: Path | BinaryIO, figure: str = "overview") -> None:
+    """Save a figure as PNG, SVG or PDF (into an open file: PNG), with what it explains as the file's description.
 
     The same explanation gives the same file.
     """
-    field = {".png": "Description", ".svg": "Description", ".pdf": "Subject"}.get(path.suffix.lower())
+    suffix = path.suffix.lower() if isinstance(path, Path) else ".png"
+    field = {".png": "Description", ".svg": "Description", ".pdf": "Subject"}.get(suffix)
     if field is None:
         raise ValueError(f"out: got {path.name}; expected a name that ends in .png, .svg or .pdf")
-    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower(), {})
+    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix, {})
+    file = io.BytesIO()
     with rc_context({**RC, "svg.hashsalt": "roialign"}):
-        draw(explanation, figure).savefig(path, dpi=150, metadata={field: repr(explanation), **undated})
+        metadata = {field: repr(explanation), **undated}
+        draw(explanation, figure).savefig(file, format=suffix[1:], dpi=150, metadata=metadata)
+    if isinstance(path, Path):
+        write_atomically(path, file.getvalue())
+    else:
+        path.write(file.getvalue())
 
 
 def _overview(explanation: Explanation, bin: Bin) -> Figure:
@@ -100,7 +110,7 @@ def _sums(explanation: Explanation, bin: Bin) -> Figure:
     handles = region.legend_handles(left, explanation)
     figure.legend(handles=handles, loc="outside lower left", ncols=4, fontsize=8.5)
     left.set_title(region.title(explanation))
-    sums.write_sums(right, explanation, chosen)
+    sums.write_sums(right, explanation, chosen, 590)
     right.set_title("Every sum: weight along y \N{MIDDLE DOT} (weight along x \N{MIDDLE DOT} cell + ...)", pad=14)
     return figure
 

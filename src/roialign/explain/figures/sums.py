@@ -32,8 +32,32 @@ def name_samples(axes: Axes, explanation: Explanation, bins: list[Bin]) -> None:
             )  # fmt: skip
 
 
-def write_sums(axes: Axes, explanation: Explanation, bins: list[Bin]) -> None:
-    """A line per sample: its position and its sum, rows weighed by y, cells within a row by x; then the bin."""
+def write_sums(axes: Axes, explanation: Explanation, bins: list[Bin], room: float) -> None:
+    """A line per sample: its position and its sum, rows weighed by y, cells within a row by x; then the bin.
+
+    A line has ``room`` points. Where that makes the letters small, the sum has a line of its own.
+    """
+    lines = _lines(explanation, bins, "  ")
+    if _size(lines, room) < 6:
+        lines = _lines(explanation, bins, "\n ")
+    axes.set_axis_off()
+    size = _size(lines, room)
+    step = 1 / max(len(lines) + 1, 18)
+    axes.text(0, 1, "    (y, x)", family="DejaVu Sans Mono", fontsize=size, color=style.MUTED, transform=axes.transAxes)
+    for row, (text, bold) in enumerate(lines, 1):
+        axes.text(
+            0, 1 - row * step, text, family="DejaVu Sans Mono", fontsize=size, transform=axes.transAxes,
+            fontweight="bold" if bold else "normal",
+        )  # fmt: skip
+
+
+def _size(lines: list[tuple[str, bool]], room: float) -> float:
+    """The size of letters with which the longest line has room."""
+    return min(9.5, room / max(60, *(len(text) for text, _ in lines)) / 0.602)
+
+
+def _lines(explanation: Explanation, bins: list[Bin], apart: str) -> list[tuple[str, bool]]:
+    """The lines and whether they are bold; ``apart`` stands between a sample's place and its sum."""
     lines: list[tuple[str, bool]] = []
     number = 0
     for bin in bins:
@@ -47,7 +71,9 @@ def write_sums(axes: Axes, explanation: Explanation, bins: list[Bin]) -> None:
             place = f"({_exact(y)}, {_exact(x)})"
             texts.append((number, place, _sum(explanation, bin, i, j, taps_y[i], taps_x[j]), float(values[i, j])))
         width = max((len(place) for _, place, _, _ in texts), default=0)
-        lines += [(f"{k:2}  {place:{width}}  {terms} = {_exact(value)}", False) for k, place, terms, value in texts]
+        for k, place, terms, value in texts:
+            line = f"{k:2}  {place:{width}}{apart}{terms} = {_exact(value)}"
+            lines += [(part, False) for part in line.split("\n")]
         if len(texts) < values.numel():
             lines.append((f"    and {values.numel() - len(texts)} more", False))
         results = [
@@ -57,16 +83,7 @@ def write_sums(axes: Axes, explanation: Explanation, bins: list[Bin]) -> None:
         ours = "maximum" if explanation.mode == "max" else "mean"
         results.sort(key=lambda text: not text.startswith(ours))
         lines.append((f"    {results[0]}   ({', '.join(results[1:])})", True))
-    axes.set_axis_off()
-    longest = max(len(text) for text, _ in lines)
-    size = min(9.5, 590 / max(longest, 60) / 0.602)
-    step = 1 / max(len(lines) + 1, 18)
-    axes.text(0, 1, "    (y, x)", family="DejaVu Sans Mono", fontsize=size, color=style.MUTED, transform=axes.transAxes)
-    for row, (text, bold) in enumerate(lines, 1):
-        axes.text(
-            0, 1 - row * step, text, family="DejaVu Sans Mono", fontsize=size, transform=axes.transAxes,
-            fontweight="bold" if bold else "normal",
-        )  # fmt: skip
+    return lines
 
 
 def _sum(explanation: Explanation, bin: Bin, i: int, j: int, rows: torch.Tensor, columns: torch.Tensor) -> str:

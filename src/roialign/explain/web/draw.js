@@ -15,7 +15,7 @@ roialign.draw = (() => {
     const text = Math.abs(value) < 1e7 ? `${Number(value.toFixed(digits))}` : show(value);
     return (signed && value > 0 ? "+" : "") + text.replace("-", "−");
   }
-  const boxWords = (box) => page.text().boxWords(...[0, 2, 1, 3].map((i) => pixels(Number(box[i]))));
+  const boxWords = (box) => page.text().boxWords(...box.map((edge) => pixels(Number(edge))));
 
   /** Where things lie on a stage of this width: an edge 0..W of the cells, in CSS pixels. A cell more is drawn around. */
   function geometry(state, width) {

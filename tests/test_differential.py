@@ -1,0 +1,174 @@
+"""Native against reference against plain loops, on random calls: forward, and the gradients to the map and the boxes.
+
+Boxes are such as break rules: edges on cells' centres and on the borders, of exactly one cell, tiny, giant, inverted,
+not finite; maps may hold infinities and NaN. ``ROIALIGN_FUZZ_SECONDS`` makes it longer; a failure names its seed, and
+``ROIALIGN_FUZZ_SEED`` begins with that one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import time
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+import oracle
+from helpers import DTYPES, RELATIVE
+from roialign import backends, prroi_pool, roi_align, roi_pool
+from strategies import LAYOUTS, lay_out
+
+SECONDS = float(os.environ.get("ROIALIGN_FUZZ_SECONDS", "16"))  # of all kinds together
+KINDS = ("avg", "max", "integral", "cells")
+VISITED = 2  # boxes of each call that the loops pool too
+needs_native = pytest.mark.skipif(bool(not backends.available()["native"].ready), reason="needs the compiled core")
+
+
+@dataclass
+class Call:
+    """One random call; ``grad`` is the gradient to its output."""
+
+    kind: str
+    input: Tensor
+    rois: Tensor
+    grad: Tensor
+    scale: float
+    ratio: int
+    aligned: bool
+
+    def pool(self, input: Tensor, rois: Tensor) -> Tensor:
+        size = (self.grad.shape[2], self.grad.shape[3])
+        if self.kind == "cells":
+            return roi_pool(input, rois, size, self.scale)
+        if self.kind == "integral":
+            return prroi_pool(input, rois, size, self.scale)
+        return roi_align(input, rois, size, self.scale, self.ratio, self.aligned, mode=self.kind)
+
+    def run(self, backend: str) -> list[Tensor]:
+        """Forward, gradient to the map and gradient to the rois."""
+        input, rois = self.input.detach().requires_grad_(), self.rois.clone().requires_grad_()
+        with backends.use(backend):
+            out = self.pool(input, rois)
+            found = torch.autograd.grad(out, [input, rois], self.grad, allow_unused=True, materialize_grads=True)
+        return [tensor.detach().double() for tensor in (out, *found)]
+
+
+def edges(rng: random.Random, length: int) -> tuple[float, float]:
+    """A box along one axis, in cells."""
+
+    def place() -> float:
+        if rng.random() < 0.5:
+            return rng.choice([-1, 0, length - 1, length, rng.randint(-2, length + 1), rng.randint(0, length) + 0.5])
+        return rng.uniform(-2, length + 2)
+
+    low = place()
+    sort = rng.randrange(9)
+    if sort == 0:
+        return low, low + rng.choice([1, 0, 0.5, 1 + 2**-20, 1 - 2**-20])
+    if sort == 1:
+        return low, low + 10 ** rng.uniform(-16, -3)
+    if sort == 2:
+        return low - 10 ** rng.uniform(-16, -3), low
+    if sort == 3:  # giant
+        far = 10 ** rng.uniform(1, rng.choice([4, 9, 38]))
+        return rng.choice([(low, far), (-far, low), (-far, far), (far, -far), (-far, far / 3)])
+    if sort == 4 and rng.random() < 0.1:
+        return rng.choice([(low, math.nan), (math.inf, low), (-math.inf, math.inf), (5e-324, 1e-300)])
+    return low, place()
+
+
+def random_call(kind: str, seed: int) -> Call:
+    rng = random.Random(f"{kind} {seed}")
+    generator = torch.Generator().manual_seed(seed)
+    shape = (rng.randint(1, 2), rng.choice([1, 2, 3, 17]), rng.randint(1, 8), rng.randint(1, 8))
+    dtype = rng.choice(DTYPES)
+    values = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if rng.random() < 0.3:
+        for _ in range(rng.randint(1, 2)):
+            values.view(-1)[rng.randrange(values.numel())] = rng.choice([math.inf, -math.inf, math.nan])
+    scale, aligned = rng.choice([1.0, 1.0, 0.25, 0.3, 2.0]), rng.random() < 0.5
+    shift = 0.5 if aligned and kind in ("avg", "max") else 0.0
+    numbers = []
+    for _ in range(rng.choice([1, 6, 40])):
+        y, x = edges(rng, shape[2]), edges(rng, shape[3])
+        numbers.append([rng.randrange(shape[0]), *((edge + shift) / scale for edge in (x[0], y[0], x[1], y[1]))])
+    rois = torch.tensor(numbers, dtype=torch.float64)
+    if rng.random() < 0.5:
+        rois = rois.float()
+    size = (rng.randint(1, 4), rng.randint(1, 4))
+    grad = torch.randn((len(numbers), shape[1], *size), generator=generator, dtype=torch.float64)
+    return Call(
+        kind=kind,
+        input=lay_out(values.to(dtype), rng.choice(LAYOUTS)),
+        rois=rois,
+        grad=grad.to(dtype),
+        scale=scale,
+        ratio=rng.choice([0, 0, 0, 1, 2, 2, 3, 7, 100, 2**24 + 1, 2**40, 2**55]),
+        aligned=aligned,
+    )
+
+
+def decided(call: Call) -> Tensor:
+    """``[K]`` bool: the slope of the box's maxima does not hang on a rounding, as where samples nearly coincide."""
+    if call.kind != "max":
+        return torch.ones(len(call.rois), dtype=torch.bool)
+    size = ((call.rois[:, 3:] - call.rois[:, 1:3]) * call.scale).double()
+    size = size if call.aligned else size.clamp(min=1)
+    bins = torch.tensor([call.grad.shape[3], call.grad.shape[2]])
+    grid = call.ratio if call.ratio > 0 else (size / bins).ceil().clamp(min=1)
+    return ((size.abs() / bins / grid > 1e-2) | (size == 0)).all(1) & (size.abs() < 1e4).all(1)
+
+
+def compare(call: Call, found: list[Tensor], expected: list[Tensor], by: str) -> None:
+    unit = RELATIVE[call.input.dtype]
+    finite = call.input.double().nan_to_num(0, 0, 0).abs().max().item() + 1
+    weight = call.grad.double().abs()
+    sums = (unit * finite, unit * weight.sum().item(), 10 * unit * finite * call.scale * weight.sum((1, 2, 3)))
+    keep = decided(call)
+    for name, tolerance, a, b in zip(("output", "map gradient", "box gradient"), sums, found, expected, strict=True):
+        relative = unit
+        if name == "box gradient":
+            a, b, tolerance = a[keep], b[keep], tolerance[keep, None]
+            relative = max(unit, RELATIVE[call.rois.dtype])  # it comes in the boxes' own dtype
+        same = torch.isclose(a, b, rtol=relative, atol=0, equal_nan=True) | ((a - b).abs() <= tolerance)
+        if not bool(same.all()):
+            at = tuple((~same).nonzero()[0].tolist())
+            rois = {"output": call.rois, "box gradient": call.rois[keep]}.get(name)
+            row = "" if rois is None else f", row {rois[at[0]].tolist()}"
+            raise AssertionError(f"{by}: {name} at {at}{row}: {a[at]} != {b[at]}")
+
+
+def check(kind: str, seed: int) -> int:
+    """One call, and how many boxes it had."""
+    call = random_call(kind, seed)
+    native, reference = call.run("native"), call.run("reference")
+    compare(call, native, reference, "native against reference")
+    few = Call(kind, call.input, call.rois[:VISITED], call.grad[:VISITED], call.scale, call.ratio, call.aligned)
+    truth = oracle.pool_with_gradients(
+        kind, few.input, few.rois, few.grad, (call.scale, call.scale), call.ratio, call.aligned
+    )
+    if truth is not None:
+        for backend in ("native", "reference"):
+            compare(few, few.run(backend), [torch.from_numpy(part) for part in truth], f"{backend} against loops")
+    return len(call.rois)
+
+
+@needs_native
+@pytest.mark.parametrize("kind", KINDS)
+def test_native_reference_and_loops_agree(kind: str) -> None:
+    seed = int(os.environ.get("ROIALIGN_FUZZ_SEED", "0" if os.environ.get("CI") else time.time_ns() % 10**9))
+    end, boxes, calls = time.monotonic() + SECONDS / len(KINDS), 0, 0
+    while time.monotonic() < end:
+        try:
+            boxes += check(kind, seed)
+        except AssertionError as error:
+            raise AssertionError(
+                f"ROIALIGN_FUZZ_SEED={seed}, kind {kind}: {error}\n{random_call(kind, seed)}"
+            ) from error
+        seed, calls = seed + 1, calls + 1
+    print(f"{kind}: {boxes} boxes in {calls} calls agreed")
+    assert calls > 0
