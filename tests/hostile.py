@@ -214,7 +214,9 @@ CALLS: dict[str, Call] = {
     "image of three numbers": Call(
         pyramid(image_shapes=[(3, 64, 64)] * 2), ValueError, ("image_shapes", "(3, 64, 64)", "expected")
     ),
-    "images fit no scale": Call(pyramid(image_shapes=[(85, 64)] * 2), ValueError, ("image_shapes", "(85, 64)", "x['")),
+    "levels no halvings": Call(
+        pyramid(x={"0": map_(2, 3, 16, 16), "1": map_(2, 3, 11, 11)}), ValueError, ("x['1']", "(11, 11)", "expected")
+    ),
     "pyramid scale": Call(pyramid(canonical_scale=0), ValueError, ("canonical_scale", "0", "expected")),
     "pyramid mode": Call(pyramid(mode="median"), ValueError, ("mode", "'median'", "expected")),
 }

@@ -187,7 +187,7 @@ def pool_with_gradients(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Forward, gradient to the map and gradient to the rois, all float64, of any kind of pooling.
 
-    ``grad`` is the gradient to the output. None if some grid has too many samples on the map to visit them all.
+    ``grad`` is the gradient to the output. None if some bin has too many samples on the map to visit them all.
     A cell without weight counts nothing, and one that is not finite has no slope.
     """
     real = position_type(input, rois)
@@ -204,7 +204,7 @@ def pool_with_gradients(
             _rows_of_bins(kind, box[1 - a], box[3 - a], size[a], maps.shape[2 + a], scale[a], ratio, aligned, real)
             for a in (0, 1)
         ]
-        if bins[0] is None or bins[1] is None:
+        if bins[0] is None or bins[1] is None or max(map(len, bins[0])) * max(map(len, bins[1])) > 400:
             return None
         for p, q in np.ndindex(*size):
             pairs = list(product(bins[0][p], bins[1][q]))

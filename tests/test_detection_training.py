@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -22,12 +23,13 @@ from typer.testing import CliRunner
 
 from roialign.cli import app
 from roialign.data import PHOTO_FILE, TRAIN
-from roialign.detection import build_detector
+from roialign.detection import build_detector, recipe
 from roialign.detection.augment import augment
 from roialign.detection.checkpoint import load_detector
 from roialign.detection.data import CocoData, Entry, EpochBatches, TrainingViews
 from roialign.detection.images import Photo
-from roialign.detection.training import LOSSES, SeededSampler
+from roialign.detection.training import LOSSES, SeededSampler, _best
+from roialign.outputs import Folder
 
 SIDE = 96
 
@@ -89,11 +91,11 @@ def test_killed_and_resumed_gives_the_same_weights(crowns: Path, tmp_path: Path)
     finish(undisturbed)
     again = CliRunner().invoke(app, arguments(crowns, tmp_path / "killed", "--epochs", "3"))
     assert "continue it with --resume" in str(again.exception) + again.output
-    other = CliRunner().invoke(app, arguments(crowns, tmp_path / "killed", "--epochs", "4", "--resume"))
-    assert "settings.epochs was 3, now it is 4" in str(other.exception) + other.output
-    assert "of 3 epochs were done" in finish(
-        start(*arguments(crowns, tmp_path / "killed", "--epochs", "3", "--resume"))
-    )
+    resume = ("train", "--resume", "--out", str(tmp_path / "killed"))  # the folder keeps the rest
+    for option, was, now in (("--batch", 2, 4), ("--lr", 0.001, 0.01), ("--seed", 0, 7), ("--val-split", 0.2, 0.4)):
+        other = CliRunner().invoke(app, [*resume, option, str(now)])
+        assert f"cannot go on: {option} was {was}, now it is {now}" in str(other.exception) + other.output
+    assert "of 3 epochs were done" in finish(start(*resume, "--workers", "1", "--patience", "8"))
     for name in ("last.safetensors", "model.safetensors", "log.csv"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     rows = log(tmp_path / "whole")
@@ -102,6 +104,82 @@ def test_killed_and_resumed_gives_the_same_weights(crowns: Path, tmp_path: Path)
     for name in ("views.png", "log.png"):
         with Image.open(tmp_path / "whole" / name) as picture:
             assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 100
+
+
+def test_a_finished_training_goes_on_for_more_epochs(crowns: Path, tmp_path: Path) -> None:
+    folder, run = tmp_path / "out", CliRunner()
+    resume = ["train", "--resume", "--out", str(folder)]
+    assert run.invoke(app, arguments(crowns, folder, "--epochs", "1", "--batch", "4")).exit_code == 0
+    nothing = run.invoke(app, resume)
+    assert nothing.exit_code == 0
+    assert "nothing to do" in nothing.output
+    (folder / "log.csv").rename(tmp_path / "first.csv")  # what is not there is written again
+    more = run.invoke(app, [*resume, "--epochs", "2"])
+    assert more.exit_code == 0, more.output
+    assert "1 of 2 epochs were done" in more.output
+    first, rows = (tmp_path / "first.csv").read_text().splitlines(), (folder / "log.csv").read_text().splitlines()
+    assert rows[:2] == first
+    assert len(rows) == 3
+    assert json.loads((folder / "train.json").read_text())["epochs"] == 2
+    moved = tmp_path / "moved"
+    crowns.rename(moved)
+    try:
+        lost = run.invoke(app, resume)
+        assert "no such file" in str(lost.exception) + lost.output
+        assert "nothing to do" in run.invoke(app, [*resume, str(moved / "crowns.json")]).output
+    finally:
+        moved.rename(crowns)
+
+
+def test_a_damaged_command_is_one_line(tmp_path: Path) -> None:
+    kept: dict[str, Any] = {**dict.fromkeys(recipe.OPTIONS, 1), **dict.fromkeys(recipe.PATHS)}
+    kept |= {"weights": None, "backbone": "mobilenet_v2", "pooling": "roi_align", "precision": "no"}
+    (tmp_path / "train.json").write_bytes(recipe.pack(kept))
+    assert recipe.resume(tmp_path, {"epochs": 7}) == {**kept, "epochs": 7}
+    wrong = ({"epochs": True}, {"lr": "1"}, {"annotations": 5}, {"seed": None}, {"backbone": ["mobilenet_v2"]})
+    lacking = {name: value for name, value in kept.items() if name != "crop"}
+    objects = [json.dumps(each) for each in (lacking, *map(kept.__or__, wrong))]
+    for content in ("", "[]", "{}", "null", "[" * 100_000, *objects):
+        (tmp_path / "train.json").write_text(content)
+        with pytest.raises(ValueError, match=r"train\.json: not the command of a training"):
+            recipe.resume(tmp_path, {})
+
+
+def test_resuming_where_nothing_was_started(tmp_path: Path) -> None:
+    empty = CliRunner().invoke(app, ["train", "--resume", "--out", str(tmp_path / "typo")])
+    assert "typo: has no training to resume" in str(empty.exception) + empty.output
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_second_training_in_a_folder_is_refused(crowns: Path, tmp_path: Path) -> None:
+    with Folder(tmp_path / "out"):  # as another process would hold it
+        second = CliRunner().invoke(app, arguments(crowns, tmp_path / "out"))
+    assert "another roialign is writing there" in str(second.exception) + second.output
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model.safetensors").write_text("of somebody else")
+    other = CliRunner().invoke(app, arguments(crowns, tmp_path / "mine"))
+    assert "model.safetensors: is there, and no file that roialign left" in str(other.exception) + other.output
+    assert (tmp_path / "mine" / "model.safetensors").read_text() == "of somebody else"
+
+
+@pytest.mark.parametrize("scores", [[math.nan] * 3, [0.0] * 3, [], [0.0, 0.2, 0.1], [0.2, 0.3, 0.3]])
+def test_the_epoch_that_is_kept(scores: list[float]) -> None:
+    history = [{"AP50": score} for score in scores] or [{"loss": 1.0}] * 3
+    judged = bool(scores) and max(scores) > 0
+    assert _best(history) == (2 if judged else 3)
+
+
+def test_a_held_out_part_without_boxes_is_said_and_the_last_epoch_kept(crowns: Path, tmp_path: Path) -> None:
+    content = json.loads((crowns / "crowns.json").read_text())
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] == 2]
+    (crowns / "one.json").write_text(json.dumps(content))
+    lines = arguments(crowns, tmp_path / "out", "--epochs", "2", "--batch", "4", "--lr", "0", "--patience", "1")
+    lines[1] = str(crowns / "one.json")
+    result = CliRunner().invoke(app, lines)
+    assert result.exit_code == 0, result.output
+    assert result.output.index("no boxes in the images to judge by") < result.output.index("wrote")
+    assert load_detector(tmp_path / "out" / "model.safetensors").card["epoch"] == 2
+    assert "AP50" not in log(tmp_path / "out")[0]
 
 
 def test_two_processes_are_one_with_twice_the_batch(crowns: Path, tmp_path: Path) -> None:

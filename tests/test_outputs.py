@@ -106,7 +106,8 @@ def test_two_pictures_never_have_one_name(first: str, second: str, name: str, tm
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     with Folder(tmp_path), pytest.raises(FileExistsError, match="another roialign is writing there"):
         Folder(tmp_path)
-    Folder(tmp_path, writes=False)
+    with Folder(tmp_path), Folder(tmp_path, writes=False) as onlooker:
+        assert onlooker.path == tmp_path
     code = "import sys, time; from roialign.outputs import Folder; f = Folder(sys.argv[1]); print('held', flush=True)"
     holder = subprocess.Popen(
         [sys.executable, "-c", f"{code}; time.sleep(100)", str(tmp_path)], stdout=subprocess.PIPE, text=True

@@ -83,11 +83,12 @@ class Folder:
         self._left: dict[str, set[str]] = {}  # by name, the digests of what was written
         self._claimed = {_alike(LOG)}
         self._numbers: dict[str, int] = {}
+        self._closing: weakref.finalize[[int], Folder] | None = None
         if writes:
             self.path.mkdir(parents=True, exist_ok=True)
             _check_ordinary(self.path / LOG)
             self._log = os.open(self.path / LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-            self.close = weakref.finalize(self, os.close, self._log)
+            self._closing = weakref.finalize(self, os.close, self._log)
             _open.add(self)
             try:
                 _lock(self._log, self.path)
@@ -101,6 +102,11 @@ class Folder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    def close(self) -> None:
+        """Let others write there."""
+        if self._closing is not None:
+            self._closing()
 
     def protect(self, inputs: Iterable[str | Path | None]) -> None:
         """What the command reads is not written over, even if a run of ours has left it."""

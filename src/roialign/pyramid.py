@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 
 def infer_scales(features: Mapping[str, Tensor], image_shapes: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
-    """The (y, x) scale of each feature map: powers of two, from its size and the largest height and width of an image.
+    """The (y, x) scale of each feature map: a power of two, the same along both axes.
 
-    As in torchvision it is the one nearest to the ratio of the heights, if that fits the widths as well: the image lies
-    within the map, and padding has not doubled it. If not, because a narrow image was padded by half or more, the one
-    nearest to the ratio of the widths, or the next smaller, is tried likewise; and then each axis takes its own.
+    The finest map, that of most cells, decides: its scale is the largest at which the largest height and width of an
+    image lie within it, less than one cell over, since backbones may round down. Each coarser map follows from the next
+    finer one likewise. So it does not matter how far an image was padded along one axis. One that was padded to twice
+    its size or more along both looks like one of twice the scale, and gets that.
+
+    Args:
+        features: maps ``[N, C, H, W]`` by name, in any order.
+        image_shapes: (height, width) of each of the N images, in pixels, before it was padded into the batch.
+
+    Returns:
+        One scale per map, in the order of ``features``, in cells per pixel.
 
     Raises:
-        ValueError: not one positive (height, width) per image, or no power of two fits.
+        ValueError: not one positive (height, width) per image, or maps that are no halvings of the finest one.
     """
     images = next(iter(features.values())).shape[0]
     if len(image_shapes) != images:
@@ -25,25 +32,43 @@ def infer_scales(features: Mapping[str, Tensor], image_shapes: Sequence[tuple[in
         raise ValueError(f"image_shapes: got {list(image_shapes)}; expected positive (height, width) pairs")
     if not image_shapes:
         return [(1.0, 1.0)] * len(features)  # no images, no boxes: any scale will do
-    largest = (max(height for height, _ in image_shapes), max(width for _, width in image_shapes))
-    return [_infer_scale(name, (f.shape[2], f.shape[3]), largest) for name, f in features.items()]
+    finer = (max(height for height, _ in image_shapes), max(width for _, width in image_shapes))
+    finer_name, scale, scales = "", 1.0, {}
+    for name, size in _finest_first(features):
+        step = _largest_scale(finer, size)
+        # Rounding up and padding add one cell in a halving, so less than two in a row of them.
+        if finer_name and any(cells >= side * step + 2 for side, cells in zip(finer, size, strict=True)):
+            raise ValueError(
+                f"x[{name!r}]: got {size} cells, where x[{finer_name!r}] has {finer}; "
+                f"expected both sides divided by the same power of two"
+            )
+        scales[name] = scale * step
+        if min(size) > 0:  # an empty map tells nothing of those coarser still
+            finer, finer_name, scale = size, name, scales[name]
+    return [(scales[name], scales[name]) for name in features]
 
 
-def _infer_scale(name: str, cells: tuple[int, int], pixels: tuple[int, int]) -> tuple[float, float]:
-    if min(cells) == 0:
-        return 1.0, 1.0  # an empty map serves no boxes
+def _finest_first(features: Mapping[str, Tensor]) -> list[tuple[str, tuple[int, int]]]:
+    """Names and (height, width), by falling number of cells; without ``sorted``, which takes no symbolic sizes."""
+    ordered: list[tuple[str, tuple[int, int]]] = []
+    for name, feature in features.items():
+        height, width = feature.shape[2:]
+        place = 0
+        while place < len(ordered) and ordered[place][1][0] * ordered[place][1][1] >= height * width:
+            place += 1
+        ordered.insert(place, (name, (height, width)))
+    return ordered
 
-    def fits(axis: int, scale: float) -> bool:
-        size = pixels[axis] * scale
-        return size <= cells[axis] + 1 and cells[axis] < 2 * size
 
-    nearest = [2.0 ** round(math.log2(c / p)) for c, p in zip(cells, pixels, strict=True)]
-    for scale in (nearest[0], nearest[1], nearest[0] / 2):
-        if fits(0, scale) and fits(1, scale):
-            return scale, scale
-    if fits(0, nearest[0]) and fits(1, nearest[1]):
-        return nearest[0], nearest[1]
-    raise ValueError(
-        f"image_shapes: the largest image is {pixels}, but x[{name!r}] is {cells}: no "
-        f"power of two scales one to the other"
-    )
+def _largest_scale(sides: tuple[int, int], cells: tuple[int, int]) -> float:
+    """The largest power of two at which ``sides`` lie within ``cells``, less than one cell over."""
+
+    def fits(scale: float) -> bool:
+        return sides[0] * scale < cells[0] + 1 and sides[1] * scale < cells[1] + 1
+
+    scale = 1.0
+    while fits(2 * scale):
+        scale *= 2
+    while not fits(scale):
+        scale /= 2
+    return scale

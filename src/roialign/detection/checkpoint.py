@@ -79,6 +79,7 @@ def save_detector(model: FasterRCNN, path: str | Path, *, half: bool = False, **
 
     Raises:
         ValueError: the model's description or the card has what :func:`load_detector` would refuse.
+        FileExistsError: the path is a link, a folder or a device.
     """
     write_atomically(Path(path), pack_detector(model, half=half, **card))
 

@@ -24,6 +24,7 @@ from .model import memory_format
 from .tiles import Found, detect
 
 RECORDS = "detections.json"
+Records = dict[str, list[dict[str, Any]]]
 
 
 def load(weights: Path | None) -> FasterRCNN:
@@ -69,24 +70,16 @@ def detect_files(
     """
     model = load(weights)
     score = (model.card.get("metrics") or {}).get("score_threshold", 0.5) if score is None else score
-    classes = model.card.get("classes", [str(label) for label in range(1, model.description["num_classes"])])
-    numbers = model.card.get("category_ids", list(range(1, len(classes) + 1)))
+    categories = _categories(model)
     files = find_images(patterns or [HELDOUT.parent / "YELL_lower.jpg"])
     faults: list[str] = []
     photos: dict[Path, Photo] = {}
-    records: dict[str, list[dict[str, Any]]] = {
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": number, "name": name} for number, name in zip(numbers, classes, strict=True)],
-    }
+    records: Records = {"images": [], "annotations": [], "categories": categories}
     table = Table(title="Detections", title_justify="left")
     for heading in ("image", "size", "boxes", "best score"):
         table.add_column(heading, overflow="fold")
     with Folder(out) as folder, progress_bar(console) as progress:
-        own = {file for file in files if folder.wrote(file)}
-        if own:
-            say(console, f"{len(own)} files are left out: they are what roialign drew in {out}", "yellow")
-            files = [file for file in files if file not in own]
+        files = _without_own(files, folder, console)
         folder.protect([*files, weights])
         folder.claim(RECORDS)
         others = ", ".join(f"{count} {suffix}" for suffix, count in passed_over(patterns).items())
@@ -113,7 +106,7 @@ def detect_files(
             found = found.above(score)
             with folder.open(folder.pick(file.stem, ".jpg")) as drawing:
                 pictures.draw_found(photo, found, drawing)
-            _record(records, photo, found, numbers)
+            _record(records, photo, found)
             best = f"{float(found.scores[0]):.2f}" if len(found.scores) else "-"
             table.add_row(*map(cell, (file, f"{photo.width} x {photo.height}", len(found.boxes), best)))
             progress.advance(task)
@@ -127,7 +120,23 @@ def detect_files(
     return faults
 
 
-def _record(records: dict[str, list[dict[str, Any]]], photo: Photo, found: Found, numbers: Sequence[int]) -> None:
+def _categories(model: FasterRCNN) -> list[dict[str, Any]]:
+    """The detector's classes, with the ids of the data set that it learned from."""
+    classes = model.card.get("classes", [str(label) for label in range(1, model.description["num_classes"])])
+    numbers = model.card.get("category_ids", list(range(1, len(classes) + 1)))
+    return [{"id": number, "name": name} for number, name in zip(numbers, classes, strict=True)]
+
+
+def _without_own(files: list[Path], folder: Folder, console: Console) -> list[Path]:
+    """The files but for what a run of ours drew in the folder."""
+    others = [file for file in files if not folder.wrote(file)]
+    if len(others) < len(files):
+        count = len(files) - len(others)
+        say(console, f"{count} files are left out: they are what roialign drew in {folder.path}", "yellow")
+    return others
+
+
+def _record(records: Records, photo: Photo, found: Found) -> None:
     image = {
         "id": len(records["images"]) + 1,
         "file_name": str(photo.path),
@@ -142,7 +151,7 @@ def _record(records: dict[str, list[dict[str, Any]]], photo: Photo, found: Found
         records["annotations"].append({
             "id": len(records["annotations"]) + 1,
             "image_id": image["id"],
-            "category_id": numbers[label - 1],
+            "category_id": records["categories"][label - 1]["id"],
             "bbox": bbox,
             "area": round(bbox[2] * bbox[3], 2),
             "score": round(value, 4),

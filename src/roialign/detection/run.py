@@ -90,15 +90,12 @@ def train(
     blind = held is not None and not len(held.boxes)
     if blind:
         held = None
-    judged = f"judged by {len(held.entries)}" if held else "none to judge by"
     given = {"annotations": annotations, "images": images, "val": val, "val_split": val_split, "weights": weights}
     given |= {"backbone": backbone, "pooling": pooling, "scale": scale, "crop": crop}
     command = recipe.pack({**settings.__dict__, **given})
-    if scale is not None and not 0 < scale < math.inf:
+    scale = _scale(data) if scale is None else scale
+    if not 0 < scale < math.inf:
         raise ValueError(f"scale: got {scale}; expected a positive finite number")
-    if scale is None:
-        sides = (data.boxes[:, 2:] - data.boxes[:, :2]).prod(1).sqrt()
-        scale = min(2.0, max(0.25, round(4 * OBJECT / float(sides.median())) / 4))
     usual = max(64, round(INPUT / scale / 32) * 32)
     settings = Settings(**{**settings.__dict__, "crop": crop or usual})
     if not resume and (out / STATE).exists():
@@ -109,51 +106,73 @@ def train(
             folder.protect([annotations, val, weights])
             folder.claim(recipe.RECIPE, SHEET, LOG, PLOT)
         start = _start(backbone, weights, console if main else None)
-        torch.manual_seed(settings.seed)
-        model = build_detector(
-            len(data.classes) + 1,
-            backbone,
-            pooling,
-            weights=None if (out / STATE).exists() else start,  # the state has them
-            norm="frozen" if start else "batch" if backbone.startswith("timm:") else "group",
-            anchors="auto",
-            boxes=data.boxes,
-            scale=scale,
-            **CROWDED,
-        )
-        longest = float((data.boxes[:, 2:] - data.boxes[:, :2]).amax(1).quantile(0.99))
-        tile = max(settings.crop, usual)  # small crops learn fast, large tiles detect fast
-        overlap = min(tile // 2, math.ceil(1.25 * longest / 8) * 8)
-        card = {"tile": tile, "overlap": overlap, "seed": settings.seed}
-        trainer = Trainer(model, data, held, settings, folder, card)
+        trainer = _trainer(data, held, settings, folder, start, backbone, pooling, scale, usual)
         done = trainer.resume() if resume else 0
         if main:
             folder.write(recipe.RECIPE, command)
             _draw_sheet(data, settings, folder)
-            say(
-                console,
-                f"{len(data.entries)} images, {len(data.boxes)} boxes, {judged}; {len(trainer.batches)} steps an epoch "
-                f"on {trainer.accelerator.num_processes} x {trainer.device.type}; the model sees {out / SHEET}",
-            )
-            for note in (*data.notes, *(held.notes if held and val else ())):
-                say(console, note, "yellow")
-            if blind:
-                say(console, "no boxes in the images to judge by: no epoch is judged and the last is kept", "yellow")
-            if done:
-                say(console, f"{done} of {settings.epochs} epochs were done")
-        with Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(12),
-            TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not main,
-        ) as progress:
+            _announce(console, trainer, done, held.notes if held and val else [], blind)
+        columns = ("epoch {task.fields[epoch]}", "{task.fields[text]}")
+        parts = (TextColumn(columns[0]), BarColumn(12), TextColumn(columns[1]), TimeRemainingColumn())
+        with Progress(*parts, console=console, disable=not main) as progress:
             display = _Display(progress, settings, folder, done, len(trainer.batches))
             history = trainer.run(display)
         if main:
             say(console, f"wrote {out / BEST}" if display.wrote else "nothing to do")
     return history
+
+
+def _announce(console: Console, trainer: Trainer, done: int, notes: list[str], blind: bool) -> None:
+    """What is about to be done, and what is peculiar about it."""
+    data, held, settings = trainer.data, trainer.held, trainer.settings
+    judged = f"judged by {len(held.entries)}" if held else "none to judge by"
+    say(
+        console,
+        f"{len(data.entries)} images, {len(data.boxes)} boxes, {judged}; {len(trainer.batches)} steps an epoch on "
+        f"{trainer.accelerator.num_processes} x {trainer.device.type}; the model sees {trainer.folder.path / SHEET}",
+    )
+    for note in (*data.notes, *notes):
+        say(console, note, "yellow")
+    if blind:
+        say(console, "no boxes in the images to judge by: no epoch is judged and the last is kept", "yellow")
+    if done:
+        say(console, f"{done} of {settings.epochs} epochs were done")
+
+
+def _scale(data: CocoData) -> float:
+    """The enlargement at which the network sees the median object as OBJECT pixels wide."""
+    sides = (data.boxes[:, 2:] - data.boxes[:, :2]).prod(1).sqrt()
+    return min(2.0, max(0.25, round(4 * OBJECT / float(sides.median())) / 4))
+
+
+def _trainer(
+    data: CocoData,
+    held: CocoData | None,
+    settings: Settings,
+    folder: Folder,
+    start: str | None,
+    backbone: str,
+    pooling: str,
+    scale: float,
+    usual: int,
+) -> Trainer:
+    """The model for the data, its card, and who trains it."""
+    torch.manual_seed(settings.seed)
+    model = build_detector(
+        len(data.classes) + 1,
+        backbone,
+        pooling,
+        weights=None if (folder.path / STATE).exists() else start,  # the state has them
+        norm="frozen" if start else "batch" if backbone.startswith("timm:") else "group",
+        anchors="auto",
+        boxes=data.boxes,
+        scale=scale,
+        **CROWDED,
+    )
+    longest = float((data.boxes[:, 2:] - data.boxes[:, :2]).amax(1).quantile(0.99))
+    tile = max(settings.crop, usual)  # small crops learn fast, large tiles detect fast
+    overlap = min(tile // 2, math.ceil(1.25 * longest / 8) * 8)
+    return Trainer(model, data, held, settings, folder, {"tile": tile, "overlap": overlap, "seed": settings.seed})
 
 
 def _data(
