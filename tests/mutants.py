@@ -1,21 +1,19 @@
 """Mutation testing: change one operator, constant or word of a file, run the file's own tests, and see who notices.
 
 ``make mutants``, or ``make mutants MUTANTS="axis.py tiles.py:40 --sample 50"``. A mutant that no test notices is a
-survivor; it wants a test, or an entry in mutants.txt with the reason why it is the same program. cosmic-ray finds
-the mutations of Python; a few expressions find those of C++. One process imports everything but roialign and forks
-for each mutant, in which only the mutated module differs: nothing on disk is changed, and a mutant costs little more
-than the tests until the first that fails. Needs Linux; the C++ part also cmake and a compiler.
+survivor; it wants a test, or an entry in mutants.txt with the reason why it is the same program. One process imports
+everything but roialign and forks for each mutant, in which only the mutated module differs: nothing on disk is changed,
+and a mutant costs little more than the tests until the first that fails. Needs Linux; the C++ part also cmake and a
+compiler.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import importlib
 import importlib.machinery
 import importlib.util
-import io
 import os
 import random
 import re
@@ -26,11 +24,11 @@ import signal
 import subprocess
 import sys
 import time
-import tokenize
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+
+from mutations import Mutant, cpp_mutants, python_mutants
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "build" / "mutants"
@@ -47,14 +45,14 @@ TESTS = {
     "src/roialign/boxes.py": ["test_errors.py", "test_arguments.py", "test_differential.py", "test_multiscale.py"],
     "src/roialign/functional.py": ["test_errors.py", "test_arguments.py", "test_layouts_dtypes.py"],
     "src/roialign/modules.py": ["test_errors.py", "test_arguments.py", "test_multiscale.py"],
-    "src/roialign/pyramid.py": ["test_multiscale.py"],
+    "src/roialign/pyramid.py": ["test_pyramid.py", "test_multiscale.py"],
     "src/roialign/backends/reference.py": [*POOLS, "test_multiscale.py", "test_layouts_dtypes.py"],
     "src/roialign/backends/tracing.py": ["test_tracing.py", "test_recorders.py"],
     "src/roialign/detection/evaluation.py": ["test_detection_evaluation.py", "test_detection_images.py"],
     "src/roialign/detection/tiles.py": ["test_detection_images.py"],
     "src/roialign/detection/data.py": ["test_detection_annotations.py", "test_detection_training.py"],
     "src/roialign/detection/annotations.py": ["test_detection_annotations.py", "test_detection_mutations.py"],
-    "src/roialign/detection/checkpoint.py": ["test_detection_model.py"],
+    "src/roialign/detection/checkpoint.py": ["test_detection_description.py", "test_detection_model.py"],
     "csrc/rules.h": [*POOLS, "test_gradients.py"],
     "csrc/tables.cpp": [*POOLS, "test_gradients.py", "test_layouts_dtypes.py"],
 }
@@ -62,6 +60,8 @@ TESTS = {
 SKIP = ["subprocess", "process", "fork", "bounded", "command", "large", "long_map", "detectors", "cannot_be_imported"]
 WITHOUT = {"axis.py": "[native", "reference.py": "[native", "rules.h": "[reference", "tables.cpp": "[reference"}
 CORE = "roialign._core"
+NO_PROGRAM = 100
+RESULTS = {0: "survived", NO_PROGRAM: "no program", -signal.SIGXCPU: "timeout", -signal.SIGKILL: "timeout"}
 
 # Imported before the first fork. None of them may start a thread: a fork has only its own.
 HEAVY = [
@@ -70,119 +70,6 @@ HEAVY = [
     "faster_coco_eval", "matplotlib.figure", "matplotlib.backends.backend_agg", "typer", "rich.console",
     "onnx.backend.test.case.node.roialign",
 ]  # fmt: skip
-
-SWAPS = {
-    "Add": "Sub", "Sub": "Add", "Mul": "Div", "Div": "Mul", "FloorDiv": "Mul", "Mod": "Mul", "Pow": "Mul",
-    "BitOr": "BitAnd", "BitAnd": "BitOr", "LShift": "RShift", "RShift": "LShift",
-}  # fmt: skip
-COMPARISONS = {
-    "Eq": ["NotEq"], "NotEq": ["Eq"], "Is": ["IsNot"], "IsNot": ["Is"],
-    "Lt": ["LtE", "GtE"], "LtE": ["Lt", "Gt"], "Gt": ["GtE", "LtE"], "GtE": ["Gt", "Lt"],
-}  # fmt: skip
-WORDS = {
-    "min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum", "floor": "ceil", "ceil": "floor",
-    "any": "all", "all": "any", "argmin": "argmax", "argmax": "argmin",
-}  # fmt: skip
-CPP = [
-    (r"(?<= )<=(?= )", ["<", ">"]), (r"(?<= )>=(?= )", [">", "<"]), (r"(?<= )<(?= )", ["<=", ">="]),
-    (r"(?<= )>(?= )", [">=", "<="]), (r"(?<= )==(?= )", ["!="]), (r"(?<= )!=(?= )", ["=="]),
-    (r"(?<= )\+(?= )", ["-"]), (r"(?<= )-(?= )", ["+"]), (r"(?<= )\*(?= )", ["/"]), (r"(?<= )/(?= )", ["*"]),
-    (r"(?<= )\+=(?= )", ["-="]), (r"(?<= )-=(?= )", ["+="]), (r"(?<= )&&(?= )", ["||"]), (r"(?<= )\|\|(?= )", ["&&"]),
-    (r"(?<=[ (])!(?=[\w(])", [""]), (r"(?<=[ (,])-(?=[\w(])", [""]), (r"\btrue\b", ["false"]), (r"\bfalse\b", ["true"]),
-    (r"\b(?:continue|break)\b", ["{}"]),
-    *[(rf"\b{word}\b(?=[(<])", [other]) for word, other in WORDS.items()],
-]  # fmt: skip
-CPP_NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d*)?(?:e[-+]?\d+)?(?![\w.])")
-CPP_PROSE = re.compile(r"//[^\n]*|/\*.*?\*/|\"(?:[^\"\\]|\\.)*\"|^[ \t]*#[^\n]*", re.M | re.S)
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One change of one file."""
-
-    path: str
-    line: int
-    before: str  # the lines that change, stripped; the same after the change
-    after: str
-    source: str
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.before} -> {self.after}"
-
-
-def make_mutant(path: str, original: str, source: str) -> Mutant:
-    """Find what differs."""
-    old, new = original.splitlines(), source.splitlines()
-    first = next(i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1])
-    tail = 0
-    while tail < min(len(old), len(new)) - first - 1 and old[-1 - tail] == new[-1 - tail]:
-        tail += 1
-    before, after = (" ".join(" ".join(lines[first : len(lines) - tail]).split()) for lines in (old, new))
-    return Mutant(path, first + 1, before, after, source)
-
-
-def python_mutants(path: str, original: str) -> Iterator[Mutant]:
-    """cosmic-ray's operators that are worth their time, and swapped words."""
-    from cosmic_ray.ast import ast_nodes, get_ast
-    from cosmic_ray.mutating import mutate_code
-    from cosmic_ray.operators.provider import OperatorProvider
-
-    names = [f"ReplaceBinaryOperator_{old}_{new}" for old, new in SWAPS.items()]
-    names += [f"ReplaceComparisonOperator_{old}_{new}" for old, others in COMPARISONS.items() for new in others]
-    names += [
-        "ReplaceUnaryOperator_Delete_USub",
-        "ReplaceUnaryOperator_Delete_Not",
-        "ReplaceUnaryOperator_Delete_Invert",
-    ]
-    names += ["AddNot", "ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "ReplaceAndWithOr", "ReplaceOrWithAnd"]
-    names += ["ReplaceBreakWithContinue", "ReplaceContinueWithBreak", "ZeroIterationForLoop", "ExceptionReplacer"]
-    names += ["NumberReplacer"]
-    lines, quiet = original.splitlines(), no_program(original)
-    nodes = list(ast_nodes(get_ast(original)))
-    for name in names:
-        operator = OperatorProvider()[name]()
-        places = [start for node in nodes for start, _ in operator.mutation_positions(node)]
-        for occurrence, (line, column) in enumerate(places):
-            if line in quiet or lines[line - 1][:column].endswith("strict="):
-                continue
-            with contextlib.suppress(SyntaxError):
-                source = mutate_code(original, operator, occurrence)
-                compile(source, path, "exec")
-                yield make_mutant(path, original, source)
-    for token in tokenize.generate_tokens(io.StringIO(original).readline):
-        (line, column), text = token.start, token.string
-        if token.type == tokenize.NAME and text in WORDS and line not in quiet:
-            changed = lines[line - 1][:column] + WORDS[text] + lines[line - 1][column + len(text) :]
-            yield make_mutant(path, original, "\n".join([*lines[: line - 1], changed, *lines[line:]]) + "\n")
-
-
-def no_program(original: str) -> set[int]:
-    """Lines that only type checkers and readers look at: annotations, decorators, imports for types."""
-    skipped: set[int] = set()
-    for node in ast.walk(ast.parse(original)):
-        parts: list[ast.AST] = []
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            parts = [*node.decorator_list]
-        if isinstance(node, ast.FunctionDef):
-            parts += [each for each in (*ast.walk(node.args), node.returns) if isinstance(each, ast.expr)]
-            parts = [each for each in parts if each not in [*node.args.defaults, *node.args.kw_defaults]]
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            parts = [node]
-        for part in parts:
-            skipped.update(range(part.lineno, part.end_lineno + 1))
-    return skipped
-
-
-def cpp_mutants(path: str, original: str) -> Iterator[Mutant]:
-    """Operators, constants and words of C++, by expressions that rely on clang-format's spaces."""
-    code = CPP_PROSE.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), original)
-    changes = [(found, other) for pattern, others in CPP for found in re.finditer(pattern, code) for other in others]
-    for found in CPP_NUMBER.finditer(code):
-        value = float(found[0]) if re.search(r"[.e]", found[0]) else int(found[0])
-        changes += [(found, str(value + 1)), (found, str(value - 1))]
-    for found, other in changes:
-        if "template" not in original[original.rfind("\n", 0, found.start()) + 1 : found.start()]:
-            yield make_mutant(path, original, original[: found.start()] + other + original[found.end() :])
 
 
 class Loader(importlib.machinery.SourceFileLoader):
@@ -254,7 +141,7 @@ def child(mutant: Mutant, core: Core | None, folder: Path, tests: list[str], log
         try:
             made = core.make(mutant.path, mutant.source, folder)
         except subprocess.CalledProcessError:
-            return 100
+            return NO_PROGRAM
         name, loader = CORE, importlib.machinery.ExtensionFileLoader(CORE, str(made))
     else:
         loader = Loader(name, str(ROOT / mutant.path))
@@ -263,7 +150,19 @@ def child(mutant: Mutant, core: Core | None, folder: Path, tests: list[str], log
     import pytest
 
     skip = [*SKIP, *filter(None, [WITHOUT.get(Path(mutant.path).name)])]
-    options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:cov", "-k", f"not ({' or '.join(skip)})"]
+    options = [
+        "-x",
+        "-q",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:cov",
+        "-k",
+        f"not ({' or '.join(skip)})",
+    ]
     options += ["-W", "ignore:Module already imported:pytest.PytestWarning", "--tb=line"]
     options += ["--hypothesis-profile=mutants", f"--basetemp={folder / 'tmp'}"]
     code = int(pytest.main([*options, *tests]))
@@ -272,7 +171,7 @@ def child(mutant: Mutant, core: Core | None, folder: Path, tests: list[str], log
     return code
 
 
-def start(mutant: Mutant, core: Core | None, number: int) -> tuple[int, Path]:
+def start(mutant: Mutant, core: Core | None, number: int, limit: int) -> tuple[int, Path]:
     folder = OUT / "work" / str(number)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -282,6 +181,7 @@ def start(mutant: Mutant, core: Core | None, number: int) -> tuple[int, Path]:
         return pid, folder
     code = 99
     try:
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
         code = child(mutant, core, folder, tests, folder / "log")
     except BaseException:
         traceback.print_exc()
@@ -291,32 +191,37 @@ def start(mutant: Mutant, core: Core | None, number: int) -> tuple[int, Path]:
         os._exit(code)
 
 
-def run_all(mutants: list[Mutant], core: Core | None, limit: float, report: Callable[[Mutant, str], None]) -> None:
-    """Two at a time, each killed after ``limit`` seconds."""
+def run_all(mutants: list[Mutant], core: Core | None, limit: int, report: Callable[[Mutant, str, float], None]) -> None:
+    """Two at a time, each with ``limit`` seconds of the processor, and twenty times that on a busy machine's clock."""
     waiting = list(enumerate(mutants))[::-1]
     running: dict[int, tuple[Mutant, Path, float]] = {}
-    while waiting or running:
-        while waiting and len(running) < JOBS:
-            number, mutant = waiting.pop()
-            pid, folder = start(mutant, core, number)
-            running[pid] = mutant, folder, time.monotonic() + limit
-        time.sleep(0.02)
-        for pid, (mutant, folder, deadline) in list(running.items()):
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if not done and time.monotonic() > deadline:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                done, status = pid, signal.SIGKILL
-            if done:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
-                code = os.waitstatus_to_exitcode(status)
-                report(
-                    mutant, {0: "survived", 100: "no program", -signal.SIGKILL: "timeout"}.get(code, f"caught {code}")
-                )
-                del running[pid]
-                os.replace(folder / "log", LOG)
-                shutil.rmtree(folder, ignore_errors=True)
+    try:
+        while waiting or running:
+            while waiting and len(running) < JOBS:
+                number, mutant = waiting.pop()
+                pid, folder = start(mutant, core, number, limit)
+                running[pid] = mutant, folder, time.monotonic() + 20 * limit
+            time.sleep(0.02)
+            for pid, (mutant, folder, deadline) in list(running.items()):
+                if time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGXCPU)
+                done, status, used = os.wait4(pid, os.WNOHANG)
+                if done:
+                    kill_group(pid)
+                    report(
+                        mutant, RESULTS.get(os.waitstatus_to_exitcode(status), "caught"), used.ru_utime + used.ru_stime
+                    )
+                    del running[pid]
+                    os.replace(folder / "log", LOG)
+                    shutil.rmtree(folder)
+    finally:
+        for pid in running:
+            kill_group(pid)
+
+
+def kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def explained() -> dict[tuple[str, str, str], str]:
@@ -341,11 +246,11 @@ def judge(path: str, lines: list[int], options: argparse.Namespace) -> list[Muta
     python = path.endswith(".py")
     core = None if python else Core()
     began = time.monotonic()
-    untouched: list[str] = []
-    run_all([Mutant(path, 0, "", "", original)], core, 600, lambda _, result: untouched.append(result))
-    if untouched != ["survived"]:
-        raise SystemExit(f"{path}: {untouched[0]} without any change; its tests say:\n{LOG.read_text('utf-8')}")
-    limit = 30 + 4 * (time.monotonic() - began)
+    untouched: list[tuple[str, float]] = []
+    run_all([Mutant(path, 0, "", "", original)], core, 600, lambda _, *result: untouched.append(result))
+    if untouched[0][0] != "survived":
+        raise SystemExit(f"{path}: {untouched[0][0]} without any change; its tests say:\n{LOG.read_text('utf-8')}")
+    limit = 10 + round(2 * untouched[0][1])
     mutants = list((python_mutants if python else cpp_mutants)(path, original))
     known = explained()
     if stale := {key for key in known if key[0] == path} - {(path, each.before, each.after) for each in mutants}:
@@ -357,7 +262,7 @@ def judge(path: str, lines: list[int], options: argparse.Namespace) -> list[Muta
     counts = {"caught": 0, "timeout": 0, "no program": 0, "same": 0}
     with (OUT / f"{Path(path).name}.txt").open("w", encoding="utf-8") as log:
 
-        def report(mutant: Mutant, result: str) -> None:
+        def report(mutant: Mutant, result: str, _: float) -> None:
             print(result, mutant, file=log, flush=True)
             if result != "survived":
                 counts[result if result in counts else "caught"] += 1
