@@ -118,7 +118,7 @@ def test_the_recall_of_the_first_detections_asks_no_further(place: int, tmp_path
     rows = [(60, 40, 70, 50, 0.9)] * (place - 1) + [(10, 10, 30, 30, 0.1)]
     metrics = evaluate_found(coco(tmp_path, [{"bbox": GOOD}]), {1: found(*rows)}).metrics
     for most in (1, 10, 100):
-        assert metrics[f"AR{most}"] == pytest.approx(place <= most)
+        assert metrics[f"AR{most}"] == pytest.approx(int(place <= most))
     assert metrics["AR"] == pytest.approx(1)
 
 
@@ -130,7 +130,7 @@ def test_each_threshold_is_where_its_name_says(shift: int, right: tuple[str, ...
     data = coco(tmp_path, [{"bbox": [10, 10, 40, 20]}])
     report = evaluate_found(data, {1: found((10 + shift, 10, 50 + shift, 30, 0.9))})
     for name in ("AP40", "AP50", "AP75"):
-        assert report.metrics[name] == pytest.approx(name in right), name
+        assert report.metrics[name] == pytest.approx(int(name in right)), name
     assert "AP_tree" not in report.metrics  # of a single class it would be AP again
     assert "Found" not in repr(report)  # thousands of boxes
 
@@ -157,6 +157,9 @@ def test_detections_where_nothing_is_have_no_recall(tmp_path: Path) -> None:
     data = coco(tmp_path, [{"bbox": GOOD}], ids=(1, 2))
     curve = precision_recall(data.entries[1:], {2: found((10, 10, 30, 30, 0.75))})
     assert curve.tolist() == [[0], [0], [0.75]]
+    both = {1: found(*[(50, 50, 60, 60, 0.5)] * 3), 2: found((10, 10, 30, 30, 0.75))}
+    assert evaluate_found(data, both).metrics["max_detections"] == 3
+    assert evaluate_found(data, {}).metrics["max_detections"] == 0
 
 
 def shifted(folder: Path) -> Report:
