@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types docs figures clean
+.PHONY: demo test lint types docs figures mutants clean
 
 demo: .venv/ready
 	@echo 'The demo takes about a minute on two cores; its pictures go to demo/.'
@@ -24,6 +24,10 @@ docs: .venv/ready
 
 figures: .venv/ready # of the documentation, after a change of what is drawn
 	$(BIN)/python docs/figures.py
+
+mutants: .venv/ready # who notices a changed operator or constant; some: make mutants MUTANTS="axis.py --sample 50"
+	$(BIN)/python -c "import cosmic_ray, nanobind" 2>/dev/null || $(BIN)/python -m pip install --quiet cosmic-ray nanobind
+	$(BIN)/python tests/mutants.py $(MUTANTS)
 
 .venv/ready: pyproject.toml
 	@echo 'First .venv is set up: about 6 GB, nearly all of it PyTorch with CUDA; 5 to 20 minutes, most of them download.'

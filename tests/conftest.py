@@ -14,6 +14,8 @@ import pytest
 import roialign
 from pages import Open, State
 
+collect_ignore = ["mutants.py"]  # a program, for Linux
+
 READY = [name for name, status in roialign.backends.available().items() if status.ready]
 
 hypothesis.settings.register_profile(

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from roialign.detection.data import CocoData
-from roialign.detection.evaluation import Report, evaluate_found, within_crowds
+from roialign.detection.evaluation import Report, evaluate_found, match, precision_recall, within_crowds
 from roialign.detection.tiles import Found
 
 GOOD = [10, 10, 20, 20]
@@ -104,12 +104,62 @@ def test_classes_of_one_name_are_told_by_their_ids(tmp_path: Path) -> None:
 
 def test_every_detection_counts_however_many_there_are(tmp_path: Path) -> None:
     """Of 1,100 detections the one that is right comes last: precision 1 / 1100, in AP as in the curve."""
-    data = coco(tmp_path, [{"bbox": GOOD}])
+    data = coco(tmp_path, [{"bbox": GOOD}], categories=[{"id": 1, "name": "tree"}, {"id": 2, "name": "bush"}])
     rows = [(60.0, 40.0, 70.0, 50.0, 0.9)] * 1099 + [(10.0, 10.0, 30.0, 30.0, 0.1)]
     metrics = evaluate_found(data, {1: found(*rows)}).metrics
-    assert metrics["AP50"] == pytest.approx(1 / 1100)
-    assert metrics["precision"] == pytest.approx(1 / 1100)
+    for name in ("AP", "AP40", "AP50", "AP75", "APs", "AP_tree", "precision"):
+        assert metrics[name] == pytest.approx(1 / 1100), name
+    assert [metrics[name] for name in ("AR", "ARs", "AR100")] == pytest.approx([1, 1, 0])
     assert metrics["max_detections"] == 1100
+
+
+@pytest.mark.parametrize("place", [1, 2, 10, 11, 100, 101])
+def test_the_recall_of_the_first_detections_asks_no_further(place: int, tmp_path: Path) -> None:
+    rows = [(60, 40, 70, 50, 0.9)] * (place - 1) + [(10, 10, 30, 30, 0.1)]
+    metrics = evaluate_found(coco(tmp_path, [{"bbox": GOOD}]), {1: found(*rows)}).metrics
+    for most in (1, 10, 100):
+        assert metrics[f"AR{most}"] == pytest.approx(int(place <= most))
+    assert metrics["AR"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("shift", "right"),  # of a box 40 wide: IoU 35/45, 34/46, 27/53, 23/57
+    [(5, ("AP40", "AP50", "AP75")), (6, ("AP40", "AP50")), (13, ("AP40", "AP50")), (17, ("AP40",))],
+)
+def test_each_threshold_is_where_its_name_says(shift: int, right: tuple[str, ...], tmp_path: Path) -> None:
+    data = coco(tmp_path, [{"bbox": [10, 10, 40, 20]}])
+    report = evaluate_found(data, {1: found((10 + shift, 10, 50 + shift, 30, 0.9))})
+    for name in ("AP40", "AP50", "AP75"):
+        assert report.metrics[name] == pytest.approx(int(name in right)), name
+    assert "AP_tree" not in report.metrics  # of a single class it would be AP again
+    assert "Found" not in repr(report)  # thousands of boxes
+
+
+def test_half_is_enough_and_another_class_is_not(tmp_path: Path) -> None:
+    """An IoU of exactly 0.5 is a match, as COCO says."""
+    entry = coco(tmp_path, [{"bbox": [10, 40, 20, 20]}, {"bbox": [60, 40, 20, 20]}]).entries[0]
+    to_truth, to_found = match(found((60, 40, 80, 50, 0.9), (10, 40, 30, 60, 0.8, 2), (60, 40, 80, 60, 0.7)), entry)
+    assert (to_truth.tolist(), to_found.tolist()) == ([1, -1, -1], [-1, 0])
+
+
+def test_a_crowd_excuses_what_lies_in_it_by_half(tmp_path: Path) -> None:
+    entry = coco(tmp_path, [{"bbox": [20, 10, 60, 35], "iscrowd": 1}]).entries[0]
+    boxes = [
+        (30, 40, 50, 50, 0.9),  # to exactly a half
+        (30, 41, 50, 51, 0.9),  # to 0.4
+        (10, 50, 11, 51, 0.9),  # one pixel, left of it and below
+        (10, 40, 30, 44, 0.9),  # to a half, from the left
+    ]
+    assert within_crowds(found(*boxes), entry).tolist() == [True, False, False, True]
+
+
+def test_detections_where_nothing_is_have_no_recall(tmp_path: Path) -> None:
+    data = coco(tmp_path, [{"bbox": GOOD}], ids=(1, 2))
+    curve = precision_recall(data.entries[1:], {2: found((10, 10, 30, 30, 0.75))})
+    assert curve.tolist() == [[0], [0], [0.75]]
+    both = {1: found(*[(50, 50, 60, 60, 0.5)] * 3), 2: found((10, 10, 30, 30, 0.75))}
+    assert evaluate_found(data, both).metrics["max_detections"] == 3
+    assert evaluate_found(data, {}).metrics["max_detections"] == 0
 
 
 def shifted(folder: Path) -> Report:

@@ -18,6 +18,7 @@ from roialign.detection.data import CocoData, open_photo
 from roialign.detection.evaluation import evaluate_found, precision_recall
 from roialign.detection.images import FILL, DamagedImageError, Photo, find_images, passed_over
 from roialign.detection.pictures import draw_worst, plot_curve
+from roialign.detection.tiles import _merge, _pad, _spans, _Tile
 
 RAMP = (np.arange(20 * 30).reshape(20, 30) % 256).astype(np.uint8)
 TURNS: dict[int, Any] = {
@@ -183,8 +184,66 @@ def test_photos_share_batches_and_keep_their_order(tmp_path: Path) -> None:
         assert sorted(found.boxes.tolist()) == sorted(boxes.tolist())
 
 
+INF = float("inf")
+
+
+def test_tiles_and_their_cores_by_hand() -> None:
+    """Cores reach beyond the middle of an overlap by an eighth of the least overlap."""
+    assert _spans(1000, 512, 128) == [(0, 512, -INF, 394), (244, 756, 362, 638), (488, 1000, 606, INF)]
+    assert _spans(896, 512, 128) == [(0, 512, -INF, 464), (384, 896, 432, INF)]  # the least overlap, exactly
+    assert _spans(897, 512, 128)[1:] == [(192, 704, 336, 560.5), (385, 897, 528.5, INF)]
+    assert _spans(513, 512, 128) == [(0, 512, -INF, 272.5), (1, 513, 240.5, INF)]
+    assert _spans(6, 2, 0) == [(0, 2, -INF, 2), (2, 4, 2, 4), (4, 6, 4, INF)]
+    for tile in (0, 512):
+        assert _spans(512, tile, 128) == [(0, 512, -INF, INF)]
+
+
+@pytest.mark.parametrize(("width", "tiles"), [(512, 1), (513, 2), (896, 2), (897, 3)])
+def test_a_model_that_says_nothing_gets_tiles_of_512_with_128_in_common(width: int, tiles: int, tmp_path: Path) -> None:
+    Image.new("L", (width, 64)).save(tmp_path / "wide.png")
+    finder = Finder()
+    list(detect(finder, [Photo(tmp_path / "wide.png")]))
+    assert finder.batches == [1] * tiles
+
+
+def test_a_small_image_is_padded_with_the_mean_colour() -> None:
+    colour = torch.tensor(FILL)[:, None, None].expand(3, 64, 64) / 255
+    for height, width in (64, 63), (63, 64), (1, 100):
+        pixels = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
+        padded = _pad(pixels)
+        assert padded.shape == (3, 64, max(64, width))
+        torch.testing.assert_close(padded[:, :height, :width], pixels)
+        torch.testing.assert_close(padded[:, height:, :64], colour[:, height:])
+        torch.testing.assert_close(padded[:, :, width:], colour[:, :, width:])
+    whole = torch.rand(3, 64, 64)
+    assert _pad(whole) is whole
+
+
+def test_a_tile_reports_what_is_centred_in_its_core() -> None:
+    """The lower edge belongs to the core and the upper one does not; what lies in the padding is nobody's."""
+    tile = _Tile(0, (100, 10, 150, 40), (110, 10, 120, INF))
+    rows = [
+        (5, 0, 15, 10, 0.1),  # centred at (110, 15)
+        (15, 0, 25, 10, 0.9),  # at (120, 15)
+        (14, 0, 24, 10, 0.2),
+        (4, 0, 14, 10, 0.8),  # at (109, 15)
+        (10, 20, 20, 60, 0.3),  # to 30 below the image
+        (10, 30, 20, 60, 0.4),  # below it
+    ]
+    merged = _merge([(tile, found(*rows))], 0.5)
+    assert merged.boxes.tolist() == [[110, 30, 120, 40], [114, 10, 124, 20], [105, 10, 115, 20]]
+    assert merged.scores.tolist() == pytest.approx([0.3, 0.2, 0.1])
+    assert merged.labels.tolist() == [1, 1, 1]
+
+
 def test_impossible_tiles_are_refused() -> None:
-    for arguments in ({"tile": 64, "overlap": 64}, {"tile": -1}, {"batch": 0}):
+    for arguments in (
+        {"tile": 64, "overlap": 64},
+        {"tile": -1},
+        {"batch": 0},
+        {"tile": 64, "overlap": -1},
+        {"tile": 64},
+    ):
         with pytest.raises(ValueError, match="got"):
             next(detect(Finder(), [Photo(PHOTO_FILE)], **arguments))  # type: ignore[arg-type]
 

@@ -200,6 +200,21 @@ def test_scale_and_box_may_overflow_together(backend: str) -> None:
     assert roi_align(torch.ones(1, 1, 4, 4), box, 2, 1e30).eq(0).all()  # 1e-68 of the samples are on the map
 
 
+def test_edges_may_be_finite_and_the_size_not(backend: str) -> None:
+    """Such a box is as one that is not finite: NaN, and no gradient. One far out with a size is merely off the map."""
+    assert backend in roialign.backends.available()
+    for pool in POOLS.values():
+        for box in ((-1e308, 0, 1e308, 1), (0, -1e308, 1, 1e308)):
+            map = torch.ones(1, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+            out = pool(map, rows(box))
+            assert out.isnan().all()
+            out.sum().backward()
+            assert map.grad is not None
+            assert map.grad.eq(0).all()
+        for box in ((1e308, 0, 1.5e308, 1), (0, 1e308, 1, 1.5e308)):
+            assert pool(torch.ones(1, 1, 4, 4, dtype=torch.float64), rows(box)).eq(0).all()
+
+
 def test_a_nan_in_the_map_stays_where_it_is(backend: str) -> None:
     """It reaches the bins that read it, and those only: not through a weight of 0 that multiplies it."""
     assert backend in roialign.backends.available()

@@ -1,0 +1,346 @@
+"""Mutation testing: change one operator, constant or word of a file, run the file's own tests, and see who notices.
+
+``make mutants``, or ``make mutants MUTANTS="axis.py tiles.py:40 --sample 50"``. A mutant that no test notices is a
+survivor; it wants a test, or an entry in mutants.txt with the reason why it is the same program. One process imports
+everything but roialign and forks for each mutant, in which only the mutated module differs: nothing on disk is changed,
+and a mutant costs little more than the tests until the first that fails. Needs Linux; the C++ part also cmake and a
+compiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.machinery
+import importlib.util
+import json
+import os
+import random
+import re
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from mutations import Mutant, cpp_mutants, python_mutants
+
+ROOT = Path(__file__).parent.parent
+OUT = ROOT / "build" / "mutants"
+SAME = ROOT / "tests" / "mutants.txt"
+LOG = OUT / "last.log"  # what the tests printed last
+JOBS = 2
+EXAMPLES = 25  # of each of hypothesis's tests
+MEMORY = 8 << 30  # bytes; more is a mutant caught
+
+# file -> its tests, the quickest first: the first failure ends a run.
+POOLS = ["test_differential.py", "test_other_pools.py", "test_limits.py", "test_roi_align.py"]
+TESTS = {
+    "src/roialign/axis.py": [*POOLS, "test_explain.py"],
+    "src/roialign/boxes.py": ["test_errors.py", "test_arguments.py", "test_differential.py", "test_multiscale.py"],
+    "src/roialign/functional.py": ["test_errors.py", "test_arguments.py", "test_layouts_dtypes.py"],
+    "src/roialign/modules.py": ["test_errors.py", "test_arguments.py", "test_multiscale.py"],
+    "src/roialign/pyramid.py": ["test_pyramid.py"],
+    "src/roialign/backends/reference.py": [*POOLS, "test_multiscale.py", "test_layouts_dtypes.py"],
+    "src/roialign/backends/tracing.py": ["test_tracing.py", "test_recorders.py"],
+    "src/roialign/detection/evaluation.py": ["test_detection_evaluation.py", "test_detection_images.py"],
+    "src/roialign/detection/tiles.py": ["test_detection_images.py"],
+    "src/roialign/detection/data.py": ["test_detection_annotations.py", "test_detection_training.py"],
+    "src/roialign/detection/annotations.py": ["test_detection_annotations.py", "test_detection_mutations.py"],
+    "src/roialign/detection/checkpoint.py": ["test_detection_description.py", "test_detection_model.py"],
+    "csrc/rules.h": [*POOLS, "test_gradients.py"],
+    "csrc/tables.cpp": [*POOLS, "test_gradients.py", "test_layouts_dtypes.py"],
+}
+# What runs in a process of its own would run the original; the others are long and find no more.
+SKIP = [
+    "accelerate",
+    "subprocess",
+    "process",
+    "fork",
+    "bounded",
+    "command",
+    "large",
+    "long_map",
+    "detectors",
+    "cannot_be_imported",
+]
+WITHOUT = {
+    "axis.py": "[native",
+    "reference.py": "[native",
+    "rules.h": "[reference",
+    "tables.cpp": "[reference",
+    "pyramid.py": "symbols",
+}
+CORE = "roialign._core"
+NO_PROGRAM = 100
+RESULTS = {0: "survived", NO_PROGRAM: "no program", -signal.SIGXCPU: "timeout", -signal.SIGKILL: "timeout"}
+
+# Imported before the first fork. None of them may start a thread: a fork has only its own.
+HEAVY = [
+    "torch", "torch._dynamo", "torch._subclasses.fake_tensor", "torch.fx.experimental.proxy_tensor", "torch.onnx",
+    "torchvision", "numpy", "hypothesis", "pytest", "_pytest.doctest", "PIL.Image", "safetensors.torch", "accelerate",
+    "faster_coco_eval", "matplotlib.figure", "matplotlib.backends.backend_agg", "typer", "rich.console",
+    "onnx.backend.test.case.node.roialign",
+]  # fmt: skip
+
+
+class Loader(importlib.machinery.SourceFileLoader):
+    """A module from a source that is not the file's."""
+
+    source = ""
+
+    def get_code(self, fullname: str) -> object:
+        return compile(self.source, self.path, "exec")
+
+
+class Finder:
+    """Finds one module before anybody else does."""
+
+    def __init__(self, name: str, loader: importlib.machinery.SourceFileLoader) -> None:
+        self.name, self.loader = name, loader
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> object:
+        if name != self.name:
+            return None
+        return importlib.util.spec_from_file_location(name, self.loader.path, loader=self.loader)
+
+
+class Core:
+    """The core, built once; a mutant of its tables is one object more, which the linker takes instead."""
+
+    build = OUT / "core"
+
+    def __init__(self) -> None:
+        options = ["-DSKBUILD=ON", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", f"-DPython_EXECUTABLE={sys.executable}"]
+        where = [sys.executable, "-m", "nanobind", "--cmake_dir"]
+        options.append(
+            f"-Dnanobind_DIR={subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip()}"
+        )
+        run = ["cmake", "-S", ROOT, "-B", self.build, "-G", "Unix Makefiles", *options]
+        subprocess.run(run, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["cmake", "--build", self.build, "--parallel", str(JOBS)], check=True, stdout=subprocess.DEVNULL)
+
+    def make(self, path: str, source: str, folder: Path) -> Path:
+        """The core with one source changed; raises CalledProcessError where it does not compile."""
+        copy = folder / "csrc"
+        shutil.copytree(ROOT / "csrc", copy)
+        (copy / Path(path).name).write_text(source)
+        commands = json.loads((self.build / "compile_commands.json").read_text())
+        command = shlex.split(next(each["command"] for each in commands if each["file"].endswith("tables.cpp")))
+        made, core = folder / "tables.o", folder / "_core.so"
+        command[command.index("-o") + 1] = str(made)
+        command[-1] = str(copy / "tables.cpp")
+        quiet = {"cwd": self.build, "check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.run([*command, "-O1", "-w"], **quiet)
+        link = shlex.split((self.build / "CMakeFiles/_core.dir/link.txt").read_text())
+        at = link.index("-o")
+        subprocess.run([*link[:at], "-o", core, made, *link[at + 2 :]], **quiet)
+        return core
+
+
+def child(mutant: Mutant, core: Core | None, folder: Path, tests: list[str], log: Path) -> int:
+    """Run the tests on the mutant, in this process, which ends with it. 0 is a survivor."""
+    os.setpgid(0, 0)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    name = mutant.path.removeprefix("src/").removesuffix(".py").replace("/", ".")
+    if core:
+        try:
+            made = core.make(mutant.path, mutant.source, folder)
+        except subprocess.CalledProcessError:
+            return NO_PROGRAM
+        name, loader = CORE, importlib.machinery.ExtensionFileLoader(CORE, str(made))
+    else:
+        loader = Loader(name, str(ROOT / mutant.path))
+        loader.source = mutant.source
+    sys.meta_path.insert(0, Finder(name, loader))
+    import pytest
+
+    skip = [*SKIP, *filter(None, [WITHOUT.get(Path(mutant.path).name)])]
+    options = [
+        "-x",
+        "-q",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:cov",
+        "-k",
+        f"not ({' or '.join(skip)})",
+    ]
+    options += ["-W", "ignore:Module already imported:pytest.PytestWarning", "--tb=line"]
+    options += ["--hypothesis-profile=mutants", f"--basetemp={folder / 'tmp'}"]
+    code = int(pytest.main([*options, *tests]))
+    if name not in sys.modules:
+        return 101
+    return code
+
+
+def start(mutant: Mutant, core: Core | None, number: int, limit: int) -> tuple[int, Path]:
+    folder = OUT / "work" / str(number)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    tests = [str(ROOT / "tests" / each) if each.startswith("test_") else each for each in TESTS[mutant.path]]
+    pid = os.fork()
+    if pid:
+        return pid, folder
+    code = 99
+    try:
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+        code = child(mutant, core, folder, tests, folder / "log")
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def run_all(mutants: list[Mutant], core: Core | None, limit: int, report: Callable[[Mutant, str, float], None]) -> None:
+    """Two at a time, each with ``limit`` seconds of the processor, and twenty times that on a busy machine's clock."""
+    waiting = list(enumerate(mutants))[::-1]
+    running: dict[int, tuple[Mutant, Path, float]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < JOBS:
+                number, mutant = waiting.pop()
+                pid, folder = start(mutant, core, number, limit)
+                running[pid] = mutant, folder, time.monotonic() + 20 * limit
+            time.sleep(0.02)
+            for pid, (mutant, folder, deadline) in list(running.items()):
+                if time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGXCPU)
+                done, status, used = os.wait4(pid, os.WNOHANG)
+                if done:
+                    kill_group(pid)
+                    report(
+                        mutant, RESULTS.get(os.waitstatus_to_exitcode(status), "caught"), used.ru_utime + used.ru_stime
+                    )
+                    del running[pid]
+                    os.replace(folder / "log", LOG)
+                    shutil.rmtree(folder)
+    finally:
+        for pid in running:
+            kill_group(pid)
+
+
+def kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def explained() -> dict[tuple[str, str, str], str]:
+    """mutants.txt: blocks of a file's name, pairs of lines ``- before`` and ``+ after``, and the reason."""
+    reasons = {}
+    for block in re.split(r"\n\s*\n", SAME.read_text("utf-8")):
+        lines = [line for line in block.splitlines() if line and not line.startswith("#")]
+        if not lines:
+            continue
+        path, why = lines[0], " ".join(line for line in lines[1:] if line[:2] not in ("- ", "+ ")).strip()
+        before = [line[2:].strip() for line in lines if line.startswith("- ")]
+        after = [line[2:].strip() for line in lines if line.startswith("+ ")]
+        if path not in TESTS or not why or len(before) != len(after) or not before:
+            raise ValueError(f"{SAME.name}: expected a file, pairs of - and + lines, and a reason; got\n{block}")
+        reasons |= {(path, old, new): why for old, new in zip(before, after, strict=True)}
+    return reasons
+
+
+def judge(path: str, lines: list[int], options: argparse.Namespace) -> list[Mutant]:
+    """Run one file's mutants; returns the survivors that mutants.txt does not explain."""
+    original = (ROOT / path).read_text("utf-8")
+    python = path.endswith(".py")
+    core = None if python else Core()
+    began = time.monotonic()
+    untouched: list[tuple[str, float]] = []
+    run_all([Mutant(path, 0, "", "", original)], core, 600, lambda _, *result: untouched.append(result))
+    if untouched[0][0] != "survived":
+        raise SystemExit(f"{path}: {untouched[0][0]} without any change; its tests say:\n{LOG.read_text('utf-8')}")
+    limit = 10 + round(2 * untouched[0][1])
+    mutants = list((python_mutants if python else cpp_mutants)(path, original))
+    known = explained()
+    if stale := {key for key in known if key[0] == path} - {(path, each.before, each.after) for each in mutants}:
+        print(*(f"{SAME.name}: no such mutant any more: {key}" for key in sorted(stale)), sep="\n")
+    todo = [each for each in mutants if not lines or each.line in lines]
+    if options.sample and options.sample < len(todo):
+        todo = random.Random(options.seed).sample(todo, options.sample)
+    survivors: list[Mutant] = []
+    counts = {"caught": 0, "timeout": 0, "no program": 0, "same": 0}
+    with (OUT / f"{Path(path).name}.txt").open("w", encoding="utf-8") as log:
+
+        def report(mutant: Mutant, result: str, _: float) -> None:
+            print(result, mutant, file=log, flush=True)
+            if result != "survived":
+                counts[result if result in counts else "caught"] += 1
+            elif (path, mutant.before, mutant.after) in known:
+                counts["same"] += 1
+            else:
+                survivors.append(mutant)
+                print(mutant, flush=True)
+
+        run_all(todo, core, limit, report)
+    print(
+        f"{path}: {len(todo)} of {len(mutants)} mutants: {counts['caught']} caught, {counts['timeout']} stopped by the "
+        f"time limit, {counts['no program']} do not compile, {counts['same']} the same program, "
+        f"{len(survivors)} survived unexplained; {time.monotonic() - began:.0f} s",
+        flush=True,
+    )
+    return survivors
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Mutation testing; exits 1 if a survivor is unexplained.")
+    parser.add_argument(
+        "files", nargs="*", help="ends of names, with :LINE if need be, e.g. axis.py:40; all by default"
+    )
+    parser.add_argument("--sample", type=int, help="this many mutants of each file")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    options = parser.parse_args()
+    chosen: dict[str, list[int]] = {} if options.files else {path: [] for path in TESTS}
+    for name in options.files:
+        end, _, line = name.partition(":")
+        found = [path for path in TESTS if path.endswith(end)]
+        if not found:
+            parser.error(f"{name}: no such file; expected one of {', '.join(TESTS)}")
+        for path in found:
+            chosen.setdefault(path, []).extend([int(line)] if line else [])
+
+    os.environ |= {"CI": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    os.environ |= {"ROIALIGN_FUZZ_SECONDS": "6", "ROIALIGN_FUZZ_SEED": "0"}
+    os.chdir(ROOT)
+    OUT.mkdir(parents=True, exist_ok=True)
+    for module in HEAVY:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    import hypothesis
+    import torch
+
+    torch.set_num_threads(1)
+    hypothesis.settings.register_profile(
+        "mutants",
+        deadline=None,
+        max_examples=EXAMPLES,
+        derandomize=True,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1 or "roialign" in sys.modules:
+        raise SystemExit(f"{threads} threads before the first fork, or roialign is imported: a fork would not be clean")
+    survivors = [mutant for path, lines in chosen.items() for mutant in judge(path, lines, options)]
+    shutil.rmtree(OUT / "work", ignore_errors=True)
+    sys.exit(bool(survivors))
+
+
+if __name__ == "__main__":
+    main()
