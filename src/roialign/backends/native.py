@@ -137,6 +137,17 @@ def _reference_pool(
     return reference.roi_align(features, rois, level, size, pairs, sampling_ratio, aligned, kind)
 
 
+def _pool_anywhere(features: Sequence[Tensor], rois: Tensor, level: Tensor | None, *how: Any) -> Tensor:
+    """The operator where no kernel of ours is, as on a GPU that runs a graph which was recorded elsewhere."""
+    for tensor in (*features, rois, *([] if level is None else [level])):
+        if not isinstance(tensor, Tensor) or tensor.is_quantized or tensor.layout != torch.strided:
+            what = (
+                f"a {tensor.layout} tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            )
+            raise TypeError(f"roialign: got {what}; expected dense, not quantised tensors")
+    return _reference_pool(features, rois, level, *how)
+
+
 class _EagerPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rois: Tensor, level: Tensor | None, how: Sequence[Any], *features: Tensor) -> Tensor:
@@ -213,7 +224,7 @@ _library.define(
     f"pool_grad(Tensor grad, Tensor[] features, SymInt[] shapes, bool channels_last, Tensor rois, {_HOW}) -> Tensor[]"
 )
 _library.define(f"pool_box_grad(Tensor grad, Tensor[] features, Tensor rois, {_HOW}) -> Tensor")
-_library.impl("pool", _reference_pool, "CompositeExplicitAutograd")  # on whatever device a recorded graph is run
+_library.impl("pool", _pool_anywhere, "CompositeExplicitAutograd")
 for _name in ("pool", "pool_grad", "pool_box_grad"):
     if not core.UNREADY:
         _library.impl(_name, getattr(core, _name), "CPU")

@@ -211,7 +211,7 @@ def _over_boxes(
         return ((work.sum() + rois.sum()) * rois.new_zeros(0, channels, *output_size)).to(input.dtype)
     if rois.requires_grad and not tracing.hides_values(rois):
         # The gradient to the boxes needs the maps again: gather them again rather than keep K copies.
-        pool = partial(checkpoint, pool, use_reentrant=False, preserve_rng_state=False)
+        pool = partial(checkpoint, tracing.values_seen()(pool), use_reentrant=False, preserve_rng_state=False)
 
     def part(box: slice, channel: slice) -> Tensor:
         maps = (work if images == 1 else work.index_select(0, index[box]))[:, channel]

@@ -8,7 +8,9 @@ known to be plain is watched.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -34,6 +36,7 @@ def _not_plain() -> int:
 
 
 _NOT_PLAIN = _not_plain()
+_repeated = threading.local()
 
 
 def watched(*tensors: Tensor) -> bool:
@@ -48,11 +51,24 @@ def watched(*tensors: Tensor) -> bool:
 
 def hides_values(*tensors: Tensor) -> bool:
     """Whether values cannot be asked for, or must not decide: they are not there, or a graph outlives them."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._dispatch_tls_local_include_set().raw_repr() & _NOT_PLAIN != 0
-        or any(type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta for tensor in tensors)
+    if torch.compiler.is_compiling():
+        return True
+    if getattr(_repeated, "now", False):
+        return False
+    return torch._C._dispatch_tls_local_include_set().raw_repr() & _NOT_PLAIN != 0 or any(
+        type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta for tensor in tensors
     )
+
+
+@contextmanager
+def values_seen() -> Iterator[None]:
+    """Inside, ``hides_values`` is False: what saw values is done again in a backward pass, whoever watches that."""
+    before = getattr(_repeated, "now", False)
+    _repeated.now = True
+    try:
+        yield
+    finally:
+        _repeated.now = before
 
 
 def records_torchscript() -> bool:
