@@ -283,3 +283,14 @@ def test_torchvision_builds_a_detector_with_it_and_trains() -> None:
         grad = backbone[0].weight.grad
         losses.append([*loss.values(), grad.abs().sum()])
     torch.testing.assert_close(*losses, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("backend")
+def test_boxes_on_an_empty_level_are_refused() -> None:
+    """As on a single empty map; no box on it, no error."""
+    x = {"0": torch.ones(1, 1, 3, 3), "1": torch.ones(1, 1, 1, 1), "2": torch.ones(1, 1, 0, 0)}
+    pooler = MultiScaleRoIAlign(["0", "1", "2"], 1, 2, canonical_scale=16, canonical_level=4)
+    small, large = [0.0, 0, 7, 7], [0.0, 0, 60, 60]
+    assert pooler(x, [torch.tensor([small])], [(15, 15)]).item() == 1
+    with pytest.raises(ValueError, match="on an empty feature map"):
+        pooler(x, [torch.tensor([small, large])], [(15, 15)])

@@ -179,7 +179,7 @@ class MultiScaleRoIAlign(nn.Module):
             ``[K, C, height, width]``, the boxes in the order given.
 
         Raises:
-            ValueError: a level is missing, levels do not go together, or no scale fits the images; and as
+            ValueError: a level is missing or empty under a box, or levels do not go together; and as
                 :func:`roialign.roi_align` does.
         """
         return multi_scale_roi_align(

@@ -207,6 +207,11 @@ def _over_boxes(
     index = index.clamp(min=0)
     accumulate = torch.promote_types(input.dtype, torch.float32)
     work = input.to(accumulate)
+    if (height == 0 or width == 0) and not tracing.hides_values(rois) and boxes > 0:  # of a pyramid
+        raise ValueError(
+            f"boxes: got {boxes} boxes on an empty feature map of height {height} and width {width}; "
+            f"expected height and width of at least 1"
+        )
     if height == 0 or width == 0:  # then there are no boxes; nothing of nothing, but part of the graph
         return ((work.sum() + rois.sum()) * rois.new_zeros(0, channels, *output_size)).to(input.dtype)
     if rois.requires_grad and not tracing.hides_values(rois):
