@@ -48,10 +48,7 @@ def check_boxes(input: Tensor, boxes: Boxes) -> None:
     else:
         raise TypeError(f"boxes: got {type(boxes).__name__}; expected {FORMATS}")
     if (input.shape[2] == 0 or input.shape[3] == 0) and count > 0:
-        raise ValueError(
-            f"boxes: got {count} boxes on an empty feature map of shape {tuple(input.shape)}; "
-            f"expected height and width of at least 1"
-        )
+        raise on_empty_map(count, input)
 
 
 def as_rois(input: Tensor, boxes: Boxes) -> Tensor:
@@ -143,6 +140,14 @@ def check_memory(name: str, tensor: Tensor) -> None:
         raise ValueError(
             f"{name}: got a tensor of shape {tuple(tensor.shape)} with {held} bytes of memory; expected {needed}"
         )
+
+
+def on_empty_map(count: int, input: Tensor) -> ValueError:
+    """What to raise where boxes lie on a map without cells."""
+    return ValueError(
+        f"boxes: got {count} boxes on an empty feature map of shape {tuple(input.shape)}; "
+        f"expected height and width of at least 1"
+    )
 
 
 def too_large(size: Sequence[int]) -> ValueError:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import backends
+from .backends.core import MOST_BINS
 from .backends.tracing import unrecorded
 from .boxes import Boxes, as_rois, check_boxes
 
@@ -19,7 +20,6 @@ OutputSize = int | Sequence[int]
 SpatialScale = float | Sequence[float]
 
 MODES = ("avg", "max")
-MOST_BINS = 2**24  # along one axis: float32 counts no further
 MOST_SAMPLES = 2**63 - 1
 
 
@@ -175,9 +175,8 @@ def checked_rois(input: Tensor, boxes: Boxes) -> Tensor:
 
 def check_output_size(output_size: OutputSize) -> tuple[int, int]:
     """``output_size`` as (height, width)."""
-    if (
-        type(output_size) is int and 0 < output_size <= MOST_BINS
-    ):  # the usual cases first: a tiny call costs little more
+    # The usual cases come first here and below: a tiny call costs little more than these.
+    if type(output_size) is int and 0 < output_size <= MOST_BINS:
         return output_size, output_size
     message = (
         f"output_size: got {output_size!r}; expected a positive int or (height, width) of positive ints, at most 2**24"

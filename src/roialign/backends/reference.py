@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .. import axis
-from ..boxes import batch_index, check_memory, pool_by_level, too_large, usable
+from ..boxes import batch_index, check_memory, on_empty_map, pool_by_level, too_large, usable
 from . import tracing
 from .core import is_channels_last
 
@@ -207,12 +207,10 @@ def _over_boxes(
     index = index.clamp(min=0)
     accumulate = torch.promote_types(input.dtype, torch.float32)
     work = input.to(accumulate)
-    if (height == 0 or width == 0) and not tracing.hides_values(rois) and boxes > 0:  # of a pyramid
-        raise ValueError(
-            f"boxes: got {boxes} boxes on an empty feature map of height {height} and width {width}; "
-            f"expected height and width of at least 1"
-        )
-    if height == 0 or width == 0:  # then there are no boxes; nothing of nothing, but part of the graph
+    if height == 0 or width == 0:
+        if boxes > 0 and not tracing.hides_values(rois):  # on one level of a pyramid
+            raise on_empty_map(boxes, input)
+        # Nothing of nothing, but part of the graph.
         return ((work.sum() + rois.sum()) * rois.new_zeros(0, channels, *output_size)).to(input.dtype)
     if rois.requires_grad and not tracing.hides_values(rois):
         # The gradient to the boxes needs the maps again: gather them again rather than keep K copies.
