@@ -10,11 +10,17 @@ from typing import Any
 
 import hypothesis
 import pytest
+import torch
 
 import roialign
 from pages import Open, State
 
 collect_ignore = ["mutants.py"]  # a program, for Linux
+
+# PyTorch's cache of compiled graphs does not know for which instruction set it holds code (seen in 2.14: AVX2 code does
+# not compile under ATEN_CPU_CAPABILITY=default), so each set has its own.
+CACHE = Path(__file__).parents[1] / "build" / "inductor" / torch.backends.cpu.get_cpu_capability().lower()
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
 
 READY = [name for name, status in roialign.backends.available().items() if status.ready]
 
