@@ -14,7 +14,7 @@ from torch import Tensor
 
 import roialign
 from roialign import backends
-from roialign.backends import core
+from roialign.backends import native as core
 from roialign.boxes import fpn_levels
 
 from .directions import Mode

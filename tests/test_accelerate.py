@@ -19,7 +19,7 @@ from torch import Tensor
 import oracle
 import roialign
 from helpers import assert_pooled, by_image, generic_case, rows, run_python
-from roialign.backends import core
+from roialign.backends import native as core
 from roialign.integrations.torchvision import KERNELS
 
 pytestmark = pytest.mark.skipif(bool(core.UNREADY), reason=f"nothing to take over with: {core.UNREADY}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import detection, mobilenet_v2
 
 import roialign
-from roialign.backends import core
+from roialign.backends import native as core
 from test_accelerate import nothing_stays, random_case
 
 __all__ = ["nothing_stays"]  # a fixture, for every test here too

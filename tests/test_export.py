@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import roialign
 from helpers import assert_pooled, generic_case, run_python
-from roialign.backends import core
+from roialign.backends import native as core
 from test_compile import POOLS, Exportable, boxes
 
 pytestmark = [

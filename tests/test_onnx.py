@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import roialign
 from helpers import run_python
-from roialign.backends import core
+from roialign.backends import native as core
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

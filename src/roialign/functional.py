@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import backends
-from .backends.core import MOST_BINS
+from .backends.native import MOST_BINS
 from .backends.tracing import unrecorded
 from .boxes import Boxes, as_rois, check_boxes
 

@@ -27,7 +27,7 @@ from .functional import (
     roi_align,
     roi_pool,
 )
-from .pyramid import infer_scales
+from .levels import infer_scales
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from . import native, reference, torchvision, tracing
+from . import operator, reference, torchvision, tracing
 
 Scales = tuple[float, float]
 
@@ -48,7 +48,7 @@ class Backend(Protocol):
 
 # The first that can serve a call does.
 ORDER: dict[str, Backend] = {
-    "native": native,  # CPU
+    "native": operator,  # CPU
     "torchvision": torchvision,  # CUDA, XPU, MPS, where torchvision is installed
     "reference": reference,  # any device
 }
@@ -112,7 +112,7 @@ def choose(input: Tensor) -> Backend:
         ValueError: the forced backend does not exist.
     """
     if tracing.records_torchscript():
-        return native  # the operator: the graph that is recorded runs it on whatever device it meets
+        return operator  # the operator: the graph that is recorded runs it on whatever device it meets
     if _Forced.name is not None:
         backend = _known(_Forced.name)
         reason = backend.why_not(input)

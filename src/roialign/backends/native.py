@@ -1,236 +1,263 @@
-"""The CPU backend: the C++ core as PyTorch operators, with shapes for tracing, autograd and vmap.
+"""From tensors to addresses: the calls into the C++ core ``roialign._core``, whose source is ``csrc/``.
 
-    torch.ops.roialign.pool           pooled
-    torch.ops.roialign.pool_grad      gradient to the maps: the transposed contraction
-    torch.ops.roialign.pool_box_grad  gradient to the rois: the contraction with the matrices' derivative
-
-What the core has no kernel for is the reference's: forward-mode AD, functorch's gradients, second derivatives that
-involve the boxes, and other devices, where a recorded graph may run.
+The core knows nothing of PyTorch but the addresses it is handed and PyTorch's own thread pool, so that one build serves
+every PyTorch. Each call has a twin that only makes its result, for tracing.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..boxes import batch_index
-from . import core, reference, tracing
+from ..boxes import check_memory, raise_bad_index, too_large
 
-NEEDS_MAP = ("max", "cells")  # where a maximum lies depends on the map, so its gradient needs the map again
+KINDS = {"avg": 0, "max": 1, "integral": 2, "cells": 3}
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3, torch.int64: 4}
+MOST_BINS = 2**24  # along one axis: float32 counts no further
+
+try:
+    from .. import _core
+
+    _missing = ""
+except ImportError as error:  # built without the core, or for another machine
+    _missing = f"the package was built without its C++ core ({error})"
 
 
-def why_not(input: Tensor) -> str:
-    """Empty if the core can pool from this feature map, else the reason why it cannot."""
-    if input.is_meta:
-        return ""  # a shape is all there is to it, and the operators know it without the core
-    if core.UNREADY:
-        return core.UNREADY
-    if not input.is_cpu:
-        return f"the core runs on a CPU; the input is on {input.device}"
+def _prepare() -> str:
+    """Hand PyTorch's thread pool to the core; say what stands in the way, if anything does."""
+    if _missing:
+        return _missing
+    found = [*(Path(torch.__file__).parent / "lib").glob("*torch_cpu.*")]
+    library = ctypes.CDLL(str(found[0]) if found else None)
+    try:
+        pool = [
+            ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+            for name in ("torch_parallel_for", "torch_get_num_threads")
+        ]
+    except AttributeError as error:
+        return f"this PyTorch does not export its thread pool ({error})"
+    wanted = os.environ.get("ROIALIGN_CPU", "")
+    if not _core.choose_kernels(wanted):
+        return f"ROIALIGN_CPU={wanted!r}: expected baseline, avx2 or avx512, and a CPU that has it"
+    _core.set_thread_pool(pool[0], pool[1])
     return ""
 
 
-def roi_align(
-    features: Sequence[Tensor],
-    rois: Tensor,
-    level: Tensor | None,
-    output_size: tuple[int, int],
-    scales: Sequence[tuple[float, float]],
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
+UNREADY = _prepare()
+
+
+# The operators. Anybody may call them, with anything: what they make themselves is checked here before it is made, the
+# rest by the core, which knows the addresses.
+
+
+def pool(
+    features: list[Tensor], rois: Tensor, level: Tensor | None, kind: str, output_size: list[int], *how: Any
 ) -> Tensor:
-    """All levels and all boxes in one call of the core."""
-    flat = [scale for pair in scales for scale in pair]
-    return _pool(list(features), rois, level, mode, output_size, flat, sampling_ratio, aligned)
+    """Forward. ``how`` is scales (y and x of each map in turn), sampling ratio, aligned."""
+    out = _output(features, rois, output_size)
+    return pool_into(out, features, rois, level, kind, output_size, *how)
 
 
-def prroi_pool(input: Tensor, rois: Tensor, output_size: tuple[int, int], scales: tuple[float, float]) -> Tensor:
-    """The exact integral."""
-    return _pool([input], rois, None, "integral", output_size, scales, 0, False)
-
-
-def roi_pool(input: Tensor, rois: Tensor, output_size: tuple[int, int], scales: tuple[float, float]) -> Tensor:
-    """The maximum over whole cells."""
-    return _pool([input], rois, None, "cells", output_size, scales, 0, False)
-
-
-def _pool(features: list[Tensor], rois: Tensor, level: Tensor | None, *how: Any) -> Tensor:
-    """The operator, or in plain eager mode what it comes to: dispatching in Python outweighs a small call."""
-    if tracing.differentiates_forward():
-        return _reference_pool(features, rois, level, *how)
-    if tracing.watched(*features, rois):
-        return torch.ops.roialign.pool(features, rois, level, *how)  # type: ignore[no-any-return]
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*features, rois):
-        return _EagerPool.apply(rois, level, how, *features)  # type: ignore[no-any-return]
-    return core.pool(features, rois, level, *how)
-
-
-# Autograd. ``how`` is (kind, output_size, scales, sampling_ratio, aligned).
-
-
-def _save(ctx: Any, features: Sequence[Tensor], rois: Tensor, level: Tensor | None, how: Sequence[Any]) -> None:
-    # What is wanted is settled here: requires_grad of a leaf may be another when the backward pass runs.
-    ctx.wanted = [feature.requires_grad for feature in features]
-    ctx.wants_boxes = rois.requires_grad
-    keep = ctx.wants_boxes or how[0] in NEEDS_MAP
-    ctx.save_for_backward(rois, level, *(features if keep else ()))
-    ctx.shapes = [size for feature in features for size in feature.shape]
-    ctx.channels_last = core.is_channels_last(features[0])
-    ctx.how = how
-
-
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Sequence[Tensor | None], Tensor | None]:
-    """Gradients to the maps and to the rois, themselves differentiable."""
-    rois, level, *features = ctx.saved_tensors
-    twice = ctx.wants_boxes and torch.is_grad_enabled()
-    if twice or tracing.batches(grad) or why_not(grad):
-        return _reference_gradients(ctx, grad, features, rois, level)
-    operators = torch.ops.roialign if torch.is_grad_enabled() or tracing.watched(grad, rois) else core
-    grads: Sequence[Tensor | None] = [None] * len(ctx.wanted)
-    if any(ctx.wanted):
-        values = features if ctx.how[0] in NEEDS_MAP else []
-        grads = operators.pool_grad(grad, values, ctx.shapes, ctx.channels_last, rois, level, *ctx.how)
-    return grads, operators.pool_box_grad(grad, features, rois, level, *ctx.how) if ctx.wants_boxes else None
-
-
-def _reference_gradients(
-    ctx: Any, grad: Tensor, features: Sequence[Tensor], rois: Tensor, level: Tensor | None
-) -> tuple[Sequence[Tensor | None], Tensor | None]:
-    """The same by the reference's graph: differentiable in everything, and made of operators that batch."""
-    if not features:  # not kept, because their values do not matter
-        features = [grad.new_zeros(ctx.shapes[4 * i : 4 * i + 4]) for i in range(len(ctx.wanted))]
-
-    def leaf(tensor: Tensor, wanted: bool) -> Tensor:
-        return tensor if tensor.requires_grad == wanted else tensor.detach().requires_grad_(wanted)
-
-    again = torch.is_grad_enabled()
-    inputs = [*map(leaf, features, ctx.wanted), leaf(rois, ctx.wants_boxes)]
-    with torch.enable_grad():
-        pooled = _reference_pool(inputs[:-1], inputs[-1], level, *ctx.how)
-    wanted = [tensor for tensor in inputs if tensor.requires_grad]
-    found = torch.autograd.grad(pooled, wanted, grad, create_graph=again, allow_unused=True, materialize_grads=True)
-    each = iter(found)
-    *grads, box_grad = [next(each) if tensor.requires_grad else None for tensor in inputs]
-    return grads, box_grad
-
-
-def _reference_pool(
-    features: Sequence[Tensor],
+def pool_into(
+    out: Tensor,
+    features: list[Tensor],
     rois: Tensor,
     level: Tensor | None,
     kind: str,
     output_size: Sequence[int],
-    scales: Sequence[float],
-    sampling_ratio: int,
-    aligned: bool,
+    *how: Any,
 ) -> Tensor:
-    size = (output_size[0], output_size[1])
-    pairs = [(scales[i], scales[i + 1]) for i in range(0, len(scales), 2)]
-    if kind == "integral":
-        return reference.prroi_pool(features[0], rois, size, pairs[0])
-    if kind == "cells":
-        return reference.roi_pool(features[0], rois, size, pairs[0])
-    return reference.roi_align(features, rois, level, size, pairs, sampling_ratio, aligned, kind)
+    """Forward into an output that exists, contiguous or channels_last whatever the maps are."""
+    bad = _core.forward(*_call(features, rois, level, kind, out, output_size, how))
+    if bad >= 0:
+        _raise_bad_row(bad, rois, level, features[0].shape[0], len(features))
+    return out
 
 
-def _pool_anywhere(features: Sequence[Tensor], rois: Tensor, level: Tensor | None, *how: Any) -> Tensor:
-    """The operator where no kernel of ours is, as on a GPU that runs a graph which was recorded elsewhere."""
-    for tensor in (*features, rois, *([] if level is None else [level])):
-        if not isinstance(tensor, Tensor) or tensor.is_quantized or tensor.layout != torch.strided:
-            what = (
-                f"a {tensor.layout} tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            )
-            raise TypeError(f"roialign: got {what}; expected dense, not quantised tensors")
-    return _reference_pool(features, rois, level, *how)
+def pool_fake(
+    features: list[Tensor], rois: Tensor, level: Tensor | None, kind: str, output_size: Sequence[int], *how: Any
+) -> Tensor:
+    """An output of the right shape, dtype and layout."""
+    out = _output(features, rois, output_size)
+    _check_devices(features[0], features, rois, level)
+    return out
 
 
-class _EagerPool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rois: Tensor, level: Tensor | None, how: Sequence[Any], *features: Tensor) -> Tensor:
-        _save(ctx, features, rois, level, how)
-        return core.pool(list(features), rois, level, *how)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grads, box_grad = _gradients(ctx, grad)
-        return box_grad, None, None, *grads
-
-
-def _setup_pool(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, rois, level, *how = inputs
-    _save(ctx, features, rois, level, how)
-
-
-def _backward_pool(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return *_gradients(ctx, grad), None, None, None, None, None, None
-
-
-def _setup_pool_grad(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    _, features, shapes, _, rois, level, *how = inputs
-    ctx.save_for_backward(rois, level, *features)
-    ctx.shapes, ctx.how = shapes, how
-
-
-def _backward_pool_grad(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
-    """The operator is linear in the maps, so the gradient of its transpose is itself; a maximum's choice stays."""
-    rois, level, *features = ctx.saved_tensors
-    sizes = [ctx.shapes[i : i + 4] for i in range(0, len(ctx.shapes), 4)]
-    like = next(grad for grad in grads if grad is not None)
-    full = [like.new_zeros(size) if grad is None else grad for grad, size in zip(grads, sizes, strict=True)]
+def _output(features: list[Tensor], rois: Tensor, output_size: Sequence[int]) -> Tensor:
     if not features:
-        return torch.ops.roialign.pool(full, rois, level, *ctx.how), [], *[None] * 9
-    with torch.enable_grad():
-        at = [feature.detach().requires_grad_() for feature in features]
-        pooled = _reference_pool(at, rois.detach(), level, *ctx.how)
-        weight = torch.zeros_like(pooled, requires_grad=True)
-        transposed = torch.autograd.grad(
-            pooled, at, weight, create_graph=True, allow_unused=True, materialize_grads=True
-        )
-        (out,) = torch.autograd.grad(transposed, weight, full)
-    return out, [None] * len(features), *[None] * 9
+        raise ValueError("features: got no maps; expected at least one")
+    first = features[0]
+    if first is None or rois is None:
+        raise _none("rois" if rois is None else "features[0]")
+    if first.dim() != 4:
+        raise ValueError(f"features[0]: got a tensor of shape {tuple(first.shape)}; expected [N, C, H, W]")
+    if rois.dim() != 2:
+        raise ValueError(f"rois: got a tensor of shape {tuple(rois.shape)}; expected [K, 5]")
+    if len(output_size) != 2 or not (0 < output_size[0] <= MOST_BINS and 0 < output_size[1] <= MOST_BINS):
+        raise ValueError(f"output_size: got {output_size}; expected (height, width), each from 1 to 2**24")
+    size = (rois.shape[0], first.shape[1], output_size[0], output_size[1])
+    return allocate(size, first, is_channels_last(first))
 
 
-def _vmap_pool(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
-    """The batch becomes part of the images and of the boxes."""
-    features, rois, level, *how = args
-    size = info.batch_size
-
-    def spread(tensor: Tensor, dim: int | None) -> Tensor:
-        return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
-    rois = spread(rois, in_dims[1])
-    images = features[0].shape[1 if in_dims[0][0] == 0 else 0]
-    batch_index(rois[..., 0], images)  # now, while a row is the caller's row and a batch has only its own images
-    if level is not None:
-        level = spread(level, in_dims[2]).flatten()
-    if any(dim is not None for dim in in_dims[0]):
-        features = [spread(*pair).flatten(0, 1) for pair in zip(features, in_dims[0], strict=True)]
-        if size * images > 2**24:  # float32 counts no further
-            rois = rois.double()
-        shift = torch.arange(size, dtype=rois.dtype)[:, None, None] * images
-        rois = torch.cat([rois[..., :1] + shift, rois[..., 1:]], -1)
-    out = torch.ops.roialign.pool(features, rois.flatten(0, 1).contiguous(), level, *how)
-    return out.reshape(size, rois.shape[1], *out.shape[1:]), 0
+def allocate(size: tuple[int, int, int, int], like: Tensor, channels_last: bool) -> Tensor:
+    """An output of this size, if there is memory for it."""
+    try:
+        if not channels_last:
+            return like.new_empty(size)
+        return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+    except RuntimeError as error:
+        raise too_large(size) from error
 
 
-_library = torch.library.Library("roialign", "FRAGMENT")
-_HOW = "Tensor? level, str kind, SymInt[] output_size, float[] scales, SymInt sampling_ratio, bool aligned"
-_library.define(f"pool(Tensor[] features, Tensor rois, {_HOW}) -> Tensor")
-_library.define(
-    f"pool_grad(Tensor grad, Tensor[] features, SymInt[] shapes, bool channels_last, Tensor rois, {_HOW}) -> Tensor[]"
-)
-_library.define(f"pool_box_grad(Tensor grad, Tensor[] features, Tensor rois, {_HOW}) -> Tensor")
-_library.impl("pool", _pool_anywhere, "CompositeExplicitAutograd")
-for _name in ("pool", "pool_grad", "pool_box_grad"):
-    if not core.UNREADY:
-        _library.impl(_name, getattr(core, _name), "CPU")
-    torch.library.register_fake(f"roialign::{_name}", getattr(core, f"{_name}_fake"), lib=_library)
-torch.library.register_autograd("roialign::pool", _backward_pool, setup_context=_setup_pool, lib=_library)
-torch.library.register_autograd(
-    "roialign::pool_grad", _backward_pool_grad, setup_context=_setup_pool_grad, lib=_library
-)
-torch.library.register_vmap("roialign::pool", _vmap_pool, lib=_library)
+def pool_grad(
+    grad: Tensor,
+    features: list[Tensor],
+    shapes: list[int],
+    channels_last: bool,
+    rois: Tensor,
+    level: Tensor | None,
+    kind: str,
+    output_size: Sequence[int],
+    *how: Any,
+) -> list[Tensor]:
+    """Gradient to the maps, of these shapes. Their values, ``features``, are needed only where a maximum was taken."""
+    grads = _input_gradients(grad, shapes, channels_last)
+    if rois is None:
+        raise _none("rois")
+    grad = _dense(grad, (*rois.shape[:1], shapes[1], *output_size))
+    targets = tuple([_array(each) for each in grads])
+    bad = _core.backward_input(targets, *_call(features, rois, level, kind, grad, output_size, how))
+    if bad >= 0:
+        _raise_bad_row(bad, rois, level, shapes[0], len(grads))
+    return grads
+
+
+def pool_grad_fake(
+    grad: Tensor,
+    features: list[Tensor],
+    shapes: list[int],
+    channels_last: bool,
+    rois: Tensor,
+    level: Tensor | None,
+    *how: Any,
+) -> list[Tensor]:
+    """Gradients of the right shape, dtype and layout."""
+    _check_devices(grad, features, rois, level)
+    return _input_gradients(grad, shapes, channels_last)
+
+
+def _input_gradients(grad: Tensor, shapes: list[int], channels_last: bool) -> list[Tensor]:
+    if grad is None:
+        raise _none("grad")
+    if not shapes or len(shapes) % 4 or any(length < 0 for length in shapes):
+        raise ValueError(f"shapes: got {shapes}; expected N, C, H and W, none negative, of each map in turn")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    sizes = [shapes[i : i + 4] for i in range(0, len(shapes), 4)]
+    try:
+        return [torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=layout) for size in sizes]
+    except RuntimeError as error:
+        raise ValueError(f"shapes: got {shapes}; expected maps that fit into memory") from error
+
+
+def pool_box_grad(
+    grad: Tensor,
+    features: list[Tensor],
+    rois: Tensor,
+    level: Tensor | None,
+    kind: str,
+    output_size: Sequence[int],
+    *how: Any,
+) -> Tensor:
+    """Gradient to the rois, ``[K, 5]``; that of the batch index is 0."""
+    if rois is None or grad is None or not features or features[0] is None:
+        raise _none("rois" if rois is None else "grad" if grad is None else "features[0]")
+    grad = _dense(grad, (*rois.shape[:1], *features[0].shape[1:2], *output_size))
+    call = _call(features, rois, level, kind, grad, output_size, how)
+    out = torch.empty(rois.shape, dtype=rois.dtype)
+    bad = _core.backward_boxes(out.data_ptr(), *call)
+    if bad >= 0:
+        _raise_bad_row(bad, rois, level, features[0].shape[0], len(features))
+    return out
+
+
+def pool_box_grad_fake(grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, *how: Any) -> Tensor:
+    """A gradient of the right shape and dtype."""
+    _check_devices(grad, features, rois, level)
+    return torch.empty_like(rois, memory_format=torch.contiguous_format)
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Channels_last and not also contiguous, as a map of one channel or one cell is."""
+    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _dense(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return grad if grad.dim() == 4 and is_channels_last(grad) else _contiguous("grad", grad, shape)
+
+
+def _contiguous(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The tensor, contiguous if it has the shape it must have: another, which may be huge, is the core's to refuse."""
+    if tensor.is_contiguous() or tensor.shape != shape:
+        return tensor
+    check_memory(name, tensor)
+    return tensor.contiguous()
+
+
+def _call(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    level: Tensor | None,
+    kind: str,
+    pooled: Tensor,
+    output_size: Sequence[int],
+    how: tuple[Any, ...],
+) -> tuple[Any, ...]:
+    """The arguments of the core's functions; ``pooled`` is the output or its gradient."""
+    if kind not in KINDS:
+        raise ValueError(f"kind: got {kind!r}; expected one of {', '.join(map(repr, KINDS))}")
+    return (
+        KINDS[kind],
+        tuple([_array(feature) for feature in features]),
+        _array(_contiguous("rois", rois, (*rois.shape[:1], 5))),
+        None if level is None else _array(_contiguous("level", level, rois.shape[:1])),
+        _array(pooled),
+        output_size,
+        *how,
+    )
+
+
+def _array(tensor: Tensor) -> tuple[Any, ...]:
+    """A tensor as the core takes it: address, bytes from there on, dtype, shape, strides, and itself to stay alive."""
+    if tensor is None:
+        raise _none("features")
+    address = tensor.data_ptr()
+    if not address and tensor._is_zerotensor():  # zeros without memory, which autograd may hand over as a gradient
+        tensor = torch.zeros(tensor.shape, dtype=tensor.dtype)
+        address = tensor.data_ptr()
+    held = tensor.untyped_storage().nbytes() - tensor.storage_offset() * tensor.itemsize
+    return address, held, DTYPES.get(tensor.dtype, -1), tensor.shape, tensor.stride(), tensor
+
+
+def _none(name: str) -> TypeError:
+    """For None in the place of a tensor, which PyTorch lets pass."""
+    return TypeError(f"{name}: got None; expected a tensor")
+
+
+def _check_devices(first: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None) -> None:
+    named = [(f"features[{i}]", feature) for i, feature in enumerate(features)]
+    for name, tensor in (*named, ("rois", rois), ("level", level)):
+        if tensor is not None and tensor.device != first.device:
+            raise ValueError(f"{name}: got a tensor on {tensor.device}; expected one on {first.device}, as the others")
+
+
+def _raise_bad_row(row: int, rois: Tensor, level: Tensor | None, images: int, levels: int) -> None:
+    """Name what is wrong with the first row whose level or image does not exist."""
+    if level is not None and not 0 <= int(level[row]) < levels:
+        raise IndexError(f"level: row {row} has level {int(level[row])}; expected a whole number in [0, {levels})")
+    raise_bad_index(row, float(rois[row, 0]), images)

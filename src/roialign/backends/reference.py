@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from .. import axis
 from ..boxes import batch_index, check_memory, on_empty_map, pool_by_level, too_large, usable
 from . import tracing
-from .core import is_channels_last
+from .native import is_channels_last
 
 CHUNK = 2**23  # elements of the largest intermediate of one chunk
 MOST = 2**31  # elements that may be needed for one box alone

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import native
+from ..backends import operator as native
 from ..boxes import whole_index
 
 

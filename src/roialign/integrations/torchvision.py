@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor, nn
 
-from ..backends import core
+from ..backends import native as core
 from ..boxes import check_boxes, raise_bad_index
 from .models import Replacement, replace_pooling
 
