@@ -1,100 +1,134 @@
-"""The CPU backend: the C++ core as PyTorch operators, with shapes for tracing, autograd and vmap.
+"""The operators, whatever device runs them: schema, shapes for tracing, autograd, vmap.
 
     torch.ops.roialign.pool           pooled
     torch.ops.roialign.pool_grad      gradient to the maps: the transposed contraction
     torch.ops.roialign.pool_box_grad  gradient to the rois: the contraction with the matrices' derivative
 
-What the core has no kernel for is the reference's: forward-mode AD, functorch's gradients, second derivatives that
-involve the boxes, and other devices, where a recorded graph may run.
+A backend hands in its device's kernels with :func:`register`. What no kernel computes is the reference's: forward-mode
+AD, functorch's gradients, second derivatives that involve the boxes, and devices without kernels, where a recorded
+graph may run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..boxes import batch_index
-from . import native as core, reference, tracing
+from ..spec import KINDS, MOST_BINS, Pooling, check_kind
+from . import reference, tracing
+from .index import batch_index
+from .memory import allocate, is_channels_last
 
-NEEDS_MAP = ("max", "cells")  # where a maximum lies depends on the map, so its gradient needs the map again
-
-
-def why_not(input: Tensor) -> str:
-    """Empty if the core can pool from this feature map, else the reason why it cannot."""
-    if input.is_meta:
-        return ""  # a shape is all there is to it, and the operators know it without the core
-    if core.UNREADY:
-        return core.UNREADY
-    if not input.is_cpu:
-        return f"the core runs on a CPU; the input is on {input.device}"
-    return ""
+Result = TypeVar("Result")
 
 
-def roi_align(
-    features: Sequence[Tensor],
-    rois: Tensor,
-    level: Tensor | None,
-    output_size: tuple[int, int],
-    scales: Sequence[tuple[float, float]],
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
-) -> Tensor:
-    """All levels and all boxes in one call of the core."""
-    flat = [scale for pair in scales for scale in pair]
-    return _pool(list(features), rois, level, mode, output_size, flat, sampling_ratio, aligned)
+class Kernels(Protocol):
+    """What a device computes. Anybody may call the operators, so that nothing here was checked by ``functional``."""
+
+    def pool(self, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+        """Forward: :func:`make_output`, filled."""
+
+    def pool_grad(
+        self,
+        grad: Tensor,
+        features: list[Tensor],
+        shapes: list[int],
+        channels_last: bool,
+        rois: Tensor,
+        level: Tensor | None,
+        spec: Pooling,
+    ) -> list[Tensor]:
+        """Gradient to the maps, which have these shapes; ``features`` are there only where a maximum was taken."""
+
+    def pool_box_grad(
+        self, grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling
+    ) -> Tensor:
+        """Gradient to the rois, ``[K, 5]``; that of the batch index is 0."""
 
 
-def prroi_pool(input: Tensor, rois: Tensor, output_size: tuple[int, int], scales: tuple[float, float]) -> Tensor:
-    """The exact integral."""
-    return _pool([input], rois, None, "integral", output_size, scales, 0, False)
+class _Dispatched:
+    """The kernels that PyTorch's dispatcher chooses, seen by all who watch."""
+
+    def pool(self, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+        return torch.ops.roialign.pool(features, rois, level, *spec)  # type: ignore[no-any-return]
+
+    def pool_grad(
+        self,
+        grad: Tensor,
+        features: list[Tensor],
+        shapes: list[int],
+        channels_last: bool,
+        rois: Tensor,
+        level: Tensor | None,
+        spec: Pooling,
+    ) -> list[Tensor]:
+        operator = torch.ops.roialign.pool_grad
+        return operator(grad, features, shapes, channels_last, rois, level, *spec)  # type: ignore[no-any-return]
+
+    def pool_box_grad(
+        self, grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling
+    ) -> Tensor:
+        return torch.ops.roialign.pool_box_grad(grad, features, rois, level, *spec)  # type: ignore[no-any-return]
 
 
-def roi_pool(input: Tensor, rois: Tensor, output_size: tuple[int, int], scales: tuple[float, float]) -> Tensor:
-    """The maximum over whole cells."""
-    return _pool([input], rois, None, "cells", output_size, scales, 0, False)
+DISPATCHED = _Dispatched()
+_kernels: dict[str, Kernels] = {}  # by type of device
 
 
-def _pool(features: list[Tensor], rois: Tensor, level: Tensor | None, *how: Any) -> Tensor:
+def register(device: str, kernels: Kernels) -> None:
+    """Let these kernels run the operators on a type of device."""
+    _kernels[device] = kernels
+    for name in _NAMES:
+        _library.impl(name, _unpacked(getattr(kernels, name)), device.upper())
+
+
+def _unpacked(kernel: Callable[..., Result]) -> Callable[..., Result]:
+    """The dispatcher hands over the fields of a :class:`Pooling` one by one."""
+    return lambda *args: kernel(*args[:-_FIELDS], Pooling(*args[-_FIELDS:]))
+
+
+def call(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
     """The operator, or in plain eager mode what it comes to: dispatching in Python outweighs a small call."""
     if tracing.differentiates_forward():
-        return _reference_pool(features, rois, level, *how)
+        return reference.pool(features, rois, level, spec)
     if tracing.watched(*features, rois):
-        return torch.ops.roialign.pool(features, rois, level, *how)  # type: ignore[no-any-return]
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*features, rois):
-        return _EagerPool.apply(rois, level, how, *features)  # type: ignore[no-any-return]
-    return core.pool(features, rois, level, *how)
+        return DISPATCHED.pool(features, rois, level, spec)
+    if torch.is_grad_enabled() and tracing.any_requires_grad(*features, rois):
+        return _EagerPool.apply(rois, level, spec, *features)  # type: ignore[no-any-return]
+    return _kernels["cpu"].pool(features, rois, level, spec)
 
 
-# Autograd. ``how`` is (kind, output_size, scales, sampling_ratio, aligned).
+# Autograd.
 
 
-def _save(ctx: Any, features: Sequence[Tensor], rois: Tensor, level: Tensor | None, how: Sequence[Any]) -> None:
+def _save(ctx: Any, features: Sequence[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> None:
     # What is wanted is settled here: requires_grad of a leaf may be another when the backward pass runs.
     ctx.wanted = [feature.requires_grad for feature in features]
     ctx.wants_boxes = rois.requires_grad
-    keep = ctx.wants_boxes or how[0] in NEEDS_MAP
+    keep = ctx.wants_boxes or KINDS[spec.kind].maximum
     ctx.save_for_backward(rois, level, *(features if keep else ()))
     ctx.shapes = [size for feature in features for size in feature.shape]
-    ctx.channels_last = core.is_channels_last(features[0])
-    ctx.how = how
+    ctx.channels_last = is_channels_last(features[0])
+    ctx.spec = spec
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Sequence[Tensor | None], Tensor | None]:
     """Gradients to the maps and to the rois, themselves differentiable."""
     rois, level, *features = ctx.saved_tensors
     twice = ctx.wants_boxes and torch.is_grad_enabled()
-    if twice or tracing.batches(grad) or why_not(grad):
+    kernels = DISPATCHED if grad.is_meta else _kernels.get(grad.device.type)
+    if twice or tracing.batches(grad) or kernels is None:
         return _reference_gradients(ctx, grad, features, rois, level)
-    operators = torch.ops.roialign if torch.is_grad_enabled() or tracing.watched(grad, rois) else core
+    if torch.is_grad_enabled() or tracing.watched(grad, rois):
+        kernels = DISPATCHED
     grads: Sequence[Tensor | None] = [None] * len(ctx.wanted)
     if any(ctx.wanted):
-        values = features if ctx.how[0] in NEEDS_MAP else []
-        grads = operators.pool_grad(grad, values, ctx.shapes, ctx.channels_last, rois, level, *ctx.how)
-    return grads, operators.pool_box_grad(grad, features, rois, level, *ctx.how) if ctx.wants_boxes else None
+        values = features if KINDS[ctx.spec.kind].maximum else []
+        grads = kernels.pool_grad(grad, values, ctx.shapes, ctx.channels_last, rois, level, ctx.spec)
+    return grads, kernels.pool_box_grad(grad, features, rois, level, ctx.spec) if ctx.wants_boxes else None
 
 
 def _reference_gradients(
@@ -110,7 +144,7 @@ def _reference_gradients(
     again = torch.is_grad_enabled()
     inputs = [*map(leaf, features, ctx.wanted), leaf(rois, ctx.wants_boxes)]
     with torch.enable_grad():
-        pooled = _reference_pool(inputs[:-1], inputs[-1], level, *ctx.how)
+        pooled = reference.pool(inputs[:-1], inputs[-1], level, ctx.spec)
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
     found = torch.autograd.grad(pooled, wanted, grad, create_graph=again, allow_unused=True, materialize_grads=True)
     each = iter(found)
@@ -118,26 +152,7 @@ def _reference_gradients(
     return grads, box_grad
 
 
-def _reference_pool(
-    features: Sequence[Tensor],
-    rois: Tensor,
-    level: Tensor | None,
-    kind: str,
-    output_size: Sequence[int],
-    scales: Sequence[float],
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor:
-    size = (output_size[0], output_size[1])
-    pairs = [(scales[i], scales[i + 1]) for i in range(0, len(scales), 2)]
-    if kind == "integral":
-        return reference.prroi_pool(features[0], rois, size, pairs[0])
-    if kind == "cells":
-        return reference.roi_pool(features[0], rois, size, pairs[0])
-    return reference.roi_align(features, rois, level, size, pairs, sampling_ratio, aligned, kind)
-
-
-def _pool_anywhere(features: Sequence[Tensor], rois: Tensor, level: Tensor | None, *how: Any) -> Tensor:
+def _pool_anywhere(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
     """The operator where no kernel of ours is, as on a GPU that runs a graph which was recorded elsewhere."""
     for tensor in (*features, rois, *([] if level is None else [level])):
         if not isinstance(tensor, Tensor) or tensor.is_quantized or tensor.layout != torch.strided:
@@ -145,14 +160,15 @@ def _pool_anywhere(features: Sequence[Tensor], rois: Tensor, level: Tensor | Non
                 f"a {tensor.layout} tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
             )
             raise TypeError(f"roialign: got {what}; expected dense, not quantised tensors")
-    return _reference_pool(features, rois, level, *how)
+    check_kind(spec.kind)
+    return reference.pool(features, rois, level, spec)
 
 
 class _EagerPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rois: Tensor, level: Tensor | None, how: Sequence[Any], *features: Tensor) -> Tensor:
-        _save(ctx, features, rois, level, how)
-        return core.pool(list(features), rois, level, *how)
+    def forward(ctx: Any, rois: Tensor, level: Tensor | None, spec: Pooling, *features: Tensor) -> Tensor:
+        _save(ctx, features, rois, level, spec)
+        return _kernels["cpu"].pool(list(features), rois, level, spec)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -161,8 +177,8 @@ class _EagerPool(torch.autograd.Function):
 
 
 def _setup_pool(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, rois, level, *how = inputs
-    _save(ctx, features, rois, level, how)
+    features, rois, level, *fields = inputs
+    _save(ctx, features, rois, level, Pooling(*fields))
 
 
 def _backward_pool(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -170,9 +186,9 @@ def _backward_pool(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 def _setup_pool_grad(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    _, features, shapes, _, rois, level, *how = inputs
+    _, features, shapes, _, rois, level, *fields = inputs
     ctx.save_for_backward(rois, level, *features)
-    ctx.shapes, ctx.how = shapes, how
+    ctx.shapes, ctx.spec = shapes, Pooling(*fields)
 
 
 def _backward_pool_grad(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
@@ -182,10 +198,10 @@ def _backward_pool_grad(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]
     like = next(grad for grad in grads if grad is not None)
     full = [like.new_zeros(size) if grad is None else grad for grad, size in zip(grads, sizes, strict=True)]
     if not features:
-        return torch.ops.roialign.pool(full, rois, level, *ctx.how), [], *[None] * 9
+        return DISPATCHED.pool(full, rois, level, ctx.spec), [], *[None] * 9
     with torch.enable_grad():
         at = [feature.detach().requires_grad_() for feature in features]
-        pooled = _reference_pool(at, rois.detach(), level, *ctx.how)
+        pooled = reference.pool(at, rois.detach(), level, ctx.spec)
         weight = torch.zeros_like(pooled, requires_grad=True)
         transposed = torch.autograd.grad(
             pooled, at, weight, create_graph=True, allow_unused=True, materialize_grads=True
@@ -196,7 +212,7 @@ def _backward_pool_grad(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]
 
 def _vmap_pool(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
     """The batch becomes part of the images and of the boxes."""
-    features, rois, level, *how = args
+    features, rois, level, *fields = args
     size = info.batch_size
 
     def spread(tensor: Tensor, dim: int | None) -> Tensor:
@@ -213,22 +229,93 @@ def _vmap_pool(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor,
             rois = rois.double()
         shift = torch.arange(size, dtype=rois.dtype)[:, None, None] * images
         rois = torch.cat([rois[..., :1] + shift, rois[..., 1:]], -1)
-    out = torch.ops.roialign.pool(features, rois.flatten(0, 1).contiguous(), level, *how)
+    out = DISPATCHED.pool(features, rois.flatten(0, 1).contiguous(), level, Pooling(*fields))
     return out.reshape(size, rois.shape[1], *out.shape[1:]), 0
 
 
-_library = torch.library.Library("roialign", "FRAGMENT")
+def make_output(features: list[Tensor], rois: Tensor, output_size: Sequence[int]) -> Tensor:
+    """An output of the right shape, dtype and layout."""
+    if not features:
+        raise ValueError("features: got no maps; expected at least one")
+    first = features[0]
+    if first is None or rois is None:
+        raise none_given("rois" if rois is None else "features[0]")
+    if first.dim() != 4:
+        raise ValueError(f"features[0]: got a tensor of shape {tuple(first.shape)}; expected [N, C, H, W]")
+    if rois.dim() != 2:
+        raise ValueError(f"rois: got a tensor of shape {tuple(rois.shape)}; expected [K, 5]")
+    if len(output_size) != 2 or not (0 < output_size[0] <= MOST_BINS and 0 < output_size[1] <= MOST_BINS):
+        raise ValueError(f"output_size: got {output_size}; expected (height, width), each from 1 to 2**24")
+    size = (rois.shape[0], first.shape[1], output_size[0], output_size[1])
+    return allocate(size, first, is_channels_last(first))
+
+
+def make_gradients(grad: Tensor, shapes: list[int], channels_last: bool) -> list[Tensor]:
+    """Gradients to maps, of the right shape, dtype and layout."""
+    if grad is None:
+        raise none_given("grad")
+    if not shapes or len(shapes) % 4 or any(length < 0 for length in shapes):
+        raise ValueError(f"shapes: got {shapes}; expected N, C, H and W, none negative, of each map in turn")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    sizes = [shapes[i : i + 4] for i in range(0, len(shapes), 4)]
+    try:
+        return [torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=layout) for size in sizes]
+    except RuntimeError as error:
+        raise ValueError(f"shapes: got {shapes}; expected maps that fit into memory") from error
+
+
+def none_given(name: str) -> TypeError:
+    """For None in the place of a tensor, which PyTorch lets pass."""
+    return TypeError(f"{name}: got None; expected a tensor")
+
+
+class _Fakes:
+    """Kernels that only make their result, for tracing."""
+
+    def pool(self, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+        out = make_output(features, rois, spec.output_size)
+        _check_devices(features[0], features, rois, level)
+        return out
+
+    def pool_grad(
+        self,
+        grad: Tensor,
+        features: list[Tensor],
+        shapes: list[int],
+        channels_last: bool,
+        rois: Tensor,
+        level: Tensor | None,
+        spec: Pooling,
+    ) -> list[Tensor]:
+        _check_devices(grad, features, rois, level)
+        return make_gradients(grad, shapes, channels_last)
+
+    def pool_box_grad(
+        self, grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling
+    ) -> Tensor:
+        _check_devices(grad, features, rois, level)
+        return torch.empty_like(rois, memory_format=torch.contiguous_format)
+
+
+def _check_devices(first: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None) -> None:
+    named = [(f"features[{i}]", feature) for i, feature in enumerate(features)]
+    for name, tensor in (*named, ("rois", rois), ("level", level)):
+        if tensor is not None and tensor.device != first.device:
+            raise ValueError(f"{name}: got a tensor on {tensor.device}; expected one on {first.device}, as the others")
+
+
+_NAMES = ("pool", "pool_grad", "pool_box_grad")
+_FIELDS = len(Pooling._fields)
 _HOW = "Tensor? level, str kind, SymInt[] output_size, float[] scales, SymInt sampling_ratio, bool aligned"
+_library = torch.library.Library("roialign", "FRAGMENT")
 _library.define(f"pool(Tensor[] features, Tensor rois, {_HOW}) -> Tensor")
 _library.define(
     f"pool_grad(Tensor grad, Tensor[] features, SymInt[] shapes, bool channels_last, Tensor rois, {_HOW}) -> Tensor[]"
 )
 _library.define(f"pool_box_grad(Tensor grad, Tensor[] features, Tensor rois, {_HOW}) -> Tensor")
-_library.impl("pool", _pool_anywhere, "CompositeExplicitAutograd")
-for _name in ("pool", "pool_grad", "pool_box_grad"):
-    if not core.UNREADY:
-        _library.impl(_name, getattr(core, _name), "CPU")
-    torch.library.register_fake(f"roialign::{_name}", getattr(core, f"{_name}_fake"), lib=_library)
+_library.impl("pool", _unpacked(_pool_anywhere), "CompositeExplicitAutograd")
+for _name in _NAMES:
+    torch.library.register_fake(f"roialign::{_name}", _unpacked(getattr(_Fakes(), _name)), lib=_library)
 torch.library.register_autograd("roialign::pool", _backward_pool, setup_context=_setup_pool, lib=_library)
 torch.library.register_autograd(
     "roialign::pool_grad", _backward_pool_grad, setup_context=_setup_pool_grad, lib=_library
