@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+import roialign
 
 ROOT = Path(__file__).parents[1]
 LINES = 400  # of a file
@@ -176,3 +179,16 @@ def test_the_plan_names_everything_and_nothing_else() -> None:
     named = {path for pattern in patterns for path in fnmatch.filter(there, pattern)}
     house = {path for path in there if path.startswith(("src/roialign/", "csrc/")) and "__init__" not in path}
     assert not sorted(house - named), "in the tree, and not in the plan"
+
+
+# Beside the house.
+
+
+def test_the_bug_form_asks_for_what_can_be_run(capsys: pytest.CaptureFixture[str]) -> None:
+    form = " ".join((ROOT / ".github" / "ISSUE_TEMPLATE" / "bug.yml").read_text("utf-8").split())
+    code = re.search(r'python -c "(.*?)"`', form)
+    assert code is not None
+    exec(code[1])
+    printed = capsys.readouterr().out
+    assert f"{roialign.__version__}\n{torch.__version__}\n" in printed
+    assert str(roialign.backends.available()) in printed
