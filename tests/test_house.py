@@ -38,7 +38,8 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     code = "from importlinter.cli import lint_imports_command as lint; lint()"
     path = os.pathsep.join([str(folder / "src"), *filter(None, sys.path)])
     env = {**os.environ, "PYTHONPATH": path, "COLUMNS": "300"}  # no line broken
-    command = [sys.executable, "-c", code, "--no-cache"]
+    # Without site, whose hooks would find the package of an editable install first.
+    command = [sys.executable, "-S", "-c", code, "--no-cache"]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 
