@@ -20,7 +20,7 @@ import oracle
 import roialign
 from helpers import assert_pooled, by_image, generic_case, rows, run_python
 from roialign.backends import native
-from roialign.integrations.torchvision import KERNELS
+from roialign.integrations.accelerate import KERNELS
 
 pytestmark = pytest.mark.skipif(bool(native.UNREADY), reason=f"nothing to take over with: {native.UNREADY}")
 

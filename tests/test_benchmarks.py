@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-import roialign.integrations.torchvision as accelerated
+import roialign.integrations.accelerate as accelerated
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 

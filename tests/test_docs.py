@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 
 import roialign
 from roialign.cli import app
-from roialign.integrations.torchvision import _takeover
+from roialign.integrations.accelerate import _takeover
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

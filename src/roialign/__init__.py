@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from . import backends
 from .functional import prroi_pool, roi_align, roi_pool
 from .integrations import onnx_legacy, torchscript  # noqa: F401, they register themselves with PyTorch
-from .integrations.export import decomposition_table
+from .integrations.accelerate import accelerate
+from .integrations.aten import decomposition_table
 from .integrations.onnx import onnx_translation_table
-from .integrations.torchvision import accelerate
 from .modules import PrRoIPool, RoIAlign, RoIPool
 
 if TYPE_CHECKING:

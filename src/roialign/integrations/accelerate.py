@@ -20,7 +20,7 @@ from ..backends import native
 from ..backends.memory import allocate
 from ..boxes import check_boxes, raise_bad_index
 from ..spec import Pooling
-from .models import Replacement, replace_pooling
+from .replace import Replacement, replace_pooling
 
 if TYPE_CHECKING:
     from typing_extensions import Self
