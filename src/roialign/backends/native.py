@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from ..boxes import raise_bad_index
-from ..spec import KINDS, Call, Pooling, check_kind
+from ..spec import Call, Pooling, check_kind
 from . import operator
 from .memory import check_memory, is_channels_last
 
-NUMBERS = {kind: number for number, kind in enumerate(KINDS)}  # the core's
+NUMBERS = {"avg": 0, "max": 1, "integral": 2, "cells": 3}  # the core's, of the kinds that it has
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3, torch.int64: 4}
 
 try:
@@ -63,6 +63,8 @@ def why_not(call: Call) -> str:
         return UNREADY
     if not input.is_cpu:
         return f"the core runs on a CPU; the input is on {input.device}"
+    if call.spec.kind not in NUMBERS:
+        return f"the core has no kernel of kind {call.spec.kind!r}"
     return ""
 
 
@@ -72,6 +74,8 @@ def why_not(call: Call) -> str:
 
 class _Kernels:
     """Those of the operators, see ``operator.Kernels``."""
+
+    kinds: Collection[str] = NUMBERS
 
     def pool(self, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
         return pool_into(operator.make_output(features, rois, spec.output_size), features, rois, level, spec)

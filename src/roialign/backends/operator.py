@@ -11,7 +11,7 @@ graph may run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -26,7 +26,13 @@ Result = TypeVar("Result")
 
 
 class Kernels(Protocol):
-    """What a device computes. Anybody may call the operators, so that nothing here was checked by ``functional``."""
+    """What a device computes. Anybody may call the operators, so that nothing here was checked by ``functional``.
+
+    Attributes:
+        kinds: of pooling that there are kernels for; the reference serves the others.
+    """
+
+    kinds: Collection[str]
 
     def pool(self, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
         """Forward: :func:`make_output`, filled."""
@@ -51,6 +57,8 @@ class Kernels(Protocol):
 
 class _Dispatched:
     """The kernels that PyTorch's dispatcher chooses, seen by all who watch."""
+
+    kinds: Collection[str] = KINDS
 
     def pool(self, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
         return torch.ops.roialign.pool(features, rois, level, *spec)  # type: ignore[no-any-return]
@@ -80,9 +88,15 @@ _kernels: dict[str, Kernels] = {}  # by type of device
 
 def register(device: str, kernels: Kernels) -> None:
     """Let these kernels run the operators on a type of device."""
+
+    def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+        serve = kernels.pool if spec.kind in kernels.kinds else _pool_anywhere
+        return serve(features, rois, level, spec)
+
     _kernels[device] = kernels
-    for name in _NAMES:
-        _library.impl(name, _unpacked(getattr(kernels, name)), device.upper())
+    each: tuple[Callable[..., Any], ...] = (pool, kernels.pool_grad, kernels.pool_box_grad)
+    for name, kernel in zip(_NAMES, each, strict=True):
+        _library.impl(name, _unpacked(kernel), device.upper())
 
 
 def _unpacked(kernel: Callable[..., Result]) -> Callable[..., Result]:
@@ -120,7 +134,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Sequence[Tensor | None], Tensor 
     rois, level, *features = ctx.saved_tensors
     twice = ctx.wants_boxes and torch.is_grad_enabled()
     kernels = DISPATCHED if grad.is_meta else _kernels.get(grad.device.type)
-    if twice or tracing.batches(grad) or kernels is None:
+    if twice or tracing.batches(grad) or kernels is None or ctx.spec.kind not in kernels.kinds:
         return _reference_gradients(ctx, grad, features, rois, level)
     if torch.is_grad_enabled() or tracing.watched(grad, rois):
         kernels = DISPATCHED
