@@ -2,7 +2,7 @@
 
 import typer
 
-from roialign.cli import bench
+from roialign.cli.main import bench
 
 if __name__ == "__main__":
     typer.run(bench)

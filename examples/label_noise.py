@@ -25,9 +25,9 @@ from torch.nn.functional import interpolate
 from torchvision.ops import box_iou
 
 from roialign.detection import detect, load_detector
-from roialign.detection.data import CocoData, open_photo
+from roialign.detection.commands import train
+from roialign.detection.datasets import CocoData, open_photo
 from roialign.detection.evaluation import evaluate_found
-from roialign.detection.run import train
 from roialign.detection.tiles import Found
 from roialign.detection.training import BEST, Settings
 

@@ -24,11 +24,11 @@ from rich.table import Table
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.rpn import RPNHead
 
-from roialign.data import HELDOUT, TRAIN
 from roialign.detection import POOLINGS, build_detector, detect
-from roialign.detection.data import CocoData, open_photo
+from roialign.detection.datasets import CocoData, open_photo
 from roialign.detection.evaluation import Report, evaluate_found
 from roialign.detection.training import Settings, Trainer
+from roialign.samples import HELDOUT, TRAIN
 
 LAYERS, CHANNELS, HEAD_CHANNELS = 14, 96, 256  # of MobileNetV2 up to stride 16, and of the box head
 METRICS = ("AP", "AP50", "AP75")

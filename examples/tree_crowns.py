@@ -1,7 +1,7 @@
 """Train the detector that the package ships, as it was trained: `python examples/tree_crowns.py [WEIGHTS [SEED]]`.
 
 WEIGHTS is the file of torchvision's MobileNetV2, or its name where the machine can download it (the default).
-Data: `roialign.data.TRAIN`; judged by `roialign.data.HELDOUT`, which also chose the epoch. Nine minutes on two cores.
+Data: TRAIN of `roialign.samples`; judged by its HELDOUT, which also chose the epoch. Nine minutes on two cores.
 The command line does the same: `roialign train --weights WEIGHTS --crop 288 --batch 2 --epochs 5 --repeat 20`.
 """
 
@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from roialign.detection import load_detector, save_detector
-from roialign.detection.run import evaluate, train
+from roialign.detection.commands import evaluate, train
 from roialign.detection.training import BEST, Settings
 
 CROP = 288
@@ -41,7 +41,7 @@ def main() -> None:
         model,
         file,
         half=True,
-        data="roialign.data.TRAIN: OSBS_029 and the upper two thirds of YELL, (c) 2019 Ben Weinstein, MIT",
+        data="roialign.samples.TRAIN: OSBS_029 and the upper two thirds of YELL, (c) 2019 Ben Weinstein, MIT",
         command=f"python examples/tree_crowns.py mobilenet_v2-b0353104.pth {settings.seed}",
         settings={**asdict(settings), "crop": CROP},
         minutes=minutes,

@@ -246,7 +246,7 @@ def test_command_names_what_there_is_where_a_name_is_unknown() -> None:
 
 def test_command_says_where_the_benchmarks_are_if_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "roialign" / "cli.py"))
+    monkeypatch.setattr(cli.main, "__file__", str(tmp_path / "site-packages" / "roialign" / "cli" / "main.py"))
     result = CliRunner().invoke(cli.app, ["bench"])
     assert result.exit_code == 1
     assert "run it from a source checkout" in result.output

@@ -22,14 +22,14 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from roialign.cli import app
-from roialign.data import PHOTO_FILE, TRAIN
 from roialign.detection import build_detector, recipe
-from roialign.detection.augment import augment
 from roialign.detection.checkpoint import load_detector
-from roialign.detection.data import CocoData, Entry, EpochBatches, TrainingViews
+from roialign.detection.datasets import CocoData, Entry
 from roialign.detection.images import Photo
 from roialign.detection.training import LOSSES, SeededSampler, _best
+from roialign.detection.views import EpochBatches, TrainingViews, augment
 from roialign.outputs import Folder
+from roialign.samples import PHOTO_FILE, TRAIN
 
 SIDE = 96
 

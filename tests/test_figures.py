@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 
 import roialign
 from roialign.cli import app
-from roialign.data import load_photo
 from roialign.explain import Explanation
 from roialign.explain.figures import FIGURES, style
+from roialign.samples import load_photo
 
 MINUS = "\N{MINUS SIGN}"
 

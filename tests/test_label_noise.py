@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from roialign.detection.data import CocoData
+from roialign.detection.datasets import CocoData
 from roialign.detection.tiles import Found
 from roialign.detection.training import Settings
 

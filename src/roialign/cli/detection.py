@@ -1,4 +1,4 @@
-"""The commands that train, judge and use a detector: their options; the work is in ``detection.run``."""
+"""The commands that train, judge and use a detector: their options; the work is in ``detection.commands``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .terminal import make_console, shown
+from ..terminal import make_console, shown
 
 commands = typer.Typer()
 
@@ -66,9 +66,9 @@ def train(
     ] = False,
 ) -> None:
     """Train a detector. Under `accelerate launch` or `torchrun` on several devices or machines."""
-    from .detection import recipe
-    from .detection.run import train
-    from .detection.training import Settings
+    from ..detection import recipe
+    from ..detection.commands import train
+    from ..detection.training import Settings
 
     options = {name: context.params[name] for name in recipe.OPTIONS}
     sources = {name: context.get_parameter_source(name) for name in options}
@@ -96,7 +96,7 @@ def evaluate(
     batch: Batch = 1,
 ) -> None:
     """Judge a detector by COCO's measures."""
-    from .detection.run import evaluate
+    from ..detection.commands import evaluate
 
     with _plain_errors("evaluate"):
         evaluate(
@@ -127,7 +127,7 @@ def detect(
     batch: Batch = 1,
 ) -> None:
     """Detect in images of any size and draw the boxes. Exits with 1 if an image could not be read."""
-    from .detection.predict import detect_files
+    from ..detection.predict import detect_files
 
     with _plain_errors("detect"):
         faults = detect_files(

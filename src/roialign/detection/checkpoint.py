@@ -19,6 +19,7 @@ from torchvision.models import get_weight
 from torchvision.models.detection import FasterRCNN
 
 from ..outputs import write_atomically
+from ..samples import DETECTOR
 from .description import check_card, check_model
 from .model import build_detector
 
@@ -150,10 +151,9 @@ def _compare(file: Any, model: FasterRCNN) -> None:
 
 def default_checkpoint() -> Path:
     """The tree crown detector that the package ships."""
-    path = Path(__file__).parents[1] / "data" / "tree_crowns.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: the package was installed without its detector; name a file of weights")
-    return path
+    if not DETECTOR.is_file():
+        raise FileNotFoundError(f"{DETECTOR}: the package was installed without its detector; name a file of weights")
+    return DETECTOR
 
 
 def load_weights(model: FasterRCNN, weights: str | Path) -> int:

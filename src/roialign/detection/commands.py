@@ -14,17 +14,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..data import HELDOUT, TRAIN
 from ..outputs import Folder, check_files, write_atomically
+from ..samples import HELDOUT, TRAIN
 from ..terminal import cell, say
 from . import pictures, recipe
 from .checkpoint import default_checkpoint
-from .data import CocoData, EpochBatches, TrainingViews, open_photo
+from .datasets import CocoData, open_photo
 from .evaluation import Report, evaluate_found
 from .model import build_detector
 from .predict import RECORDS, load, processes, progress_bar
 from .tiles import detect
 from .training import BEST, LOSSES, STATE, Settings, Trainer
+from .views import EpochBatches, TrainingViews
 
 INPUT = 640  # pixels of the network's input in training, unless the crop is given, and at least so many in detection
 SHORT = dict(zip(LOSSES, ("obj", "rpn", "cls", "box"), strict=True))

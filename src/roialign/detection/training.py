@@ -25,11 +25,12 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from ..outputs import Folder
 from .checkpoint import pack_detector, pack_tensors, read_description
-from .data import CocoData, EpochBatches, Sample, TrainingViews, open_photo
+from .datasets import CocoData, open_photo
 from .description import SMALLEST, check_card, check_model
 from .evaluation import Report, evaluate_found
 from .model import memory_format
 from .tiles import detect
+from .views import EpochBatches, Sample, TrainingViews
 
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
 STATE, BEST = "last.safetensors", "model.safetensors"
