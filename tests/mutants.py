@@ -55,6 +55,7 @@ TESTS = {
     "src/roialign/detection/views.py": ["test_detection_training.py"],
     "src/roialign/detection/annotations.py": ["test_detection_annotations.py", "test_detection_mutations.py"],
     "src/roialign/detection/checkpoint.py": ["test_detection_description.py", "test_detection_model.py"],
+    "src/roialign/detection/weights.py": ["test_detection_description.py", "test_detection_model.py"],
     "csrc/rules.h": [*POOLS, "test_gradients.py"],
     "csrc/tables.cpp": [*POOLS, "test_gradients.py", "test_layouts_dtypes.py"],
 }
