@@ -1,10 +1,10 @@
-"""How fast the package is, beside its peers, on one list of workloads: ``roialign bench`` or ``python -m benchmarks``.
+"""How fast the package is, beside its peers, on one list of workloads: ``python -m benchmarks``.
 
 directions.py  what is timed: forward, backward, layouts, dtypes, threads
 workloads.py   on what: maps and boxes
 peers.py       against whom: one small interface
 runner.py      checks that they agree, then times them in turns
 report.py      what comes out: JSON and tables; plot.py draws it
-models.py     whole detectors, before and after roialign.accelerate(): ``roialign bench --models``
+models.py      whole detectors, before and after roialign.accelerate(): ``python -m benchmarks --models``
 compare.py     two reports side by side: ``python -m benchmarks.compare A.json B.json``
 """

@@ -1,4 +1,4 @@
-"""Whole detectors, before and after ``roialign.accelerate()``: ``roialign bench --models``.
+"""Whole detectors, before and after ``roialign.accelerate()``: ``python -m benchmarks --models``.
 
 Weights are random, so there are two classes: an untrained detector of two finds as many boxes as it may, 100, while one
 of 91 finds none and would have no masks to pool. One image, the package's photo of 61 tree crowns, resized as each

@@ -14,8 +14,9 @@ from torch import Tensor
 
 import roialign
 from roialign import backends
-from roialign.backends import core
+from roialign.backends import native, operator
 from roialign.boxes import fpn_levels
+from roialign.spec import Pooling
 
 from .directions import Mode
 from .workloads import Case, Workload
@@ -74,7 +75,7 @@ class Ours(TorchPeer):
     """This package, as a user calls it; the backend is whichever serves first."""
 
     name = "roialign"
-    can = EVERYTHING - ({"reuse_output"} if core.UNREADY else set())
+    can = EVERYTHING - ({"reuse_output"} if native.UNREADY else set())
     backend: ClassVar[str] = ""
 
     def pool(self, workload: Workload) -> Pool:
@@ -202,13 +203,14 @@ def _pool_with(library: Any, workload: Workload) -> Pool:
 def _into_one_output(case: Case) -> Call:
     """Our forward into one output, which no public function offers."""
     workload, maps, rois = case.workload, case.maps, case.rois
-    size = [workload.output, workload.output]
+    size = (workload.output, workload.output)
     scales = [1 / stride for _, _, stride in workload.maps for _ in "yx"]
     level = None
     if len(maps) > 1:
         level = fpn_levels([rois[:, 1:]], [int(math.log2(stride)) for _, _, stride in workload.maps], 224, 4)
-    out = core.pool_fake(maps, rois, level, "avg", size)
-    return lambda: (core.pool_into(out, maps, rois, level, "avg", size, scales, workload.ratio, workload.aligned),)
+    spec = Pooling("avg", size, scales, workload.ratio, workload.aligned)
+    out = operator.make_output(maps, rois, size)
+    return lambda: (native.pool_into(out, maps, rois, level, spec),)
 
 
 def _arrays(case: Case) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from torch import Tensor
 import roialign  # noqa: F401
 from helpers import RELATIVE
 from roialign.backends import reference
+from roialign.spec import Pooling
 
 KINDS = ("avg", "max", "integral", "cells")
 BIG = (2**24 + 1, 2**31, 2**40, 2**62, 2**63 - 1)
@@ -269,12 +270,8 @@ def expected(operator: str, arguments: Arguments) -> list[Tensor]:
     kind, size, level = arguments["kind"], tuple(arguments["output_size"]), arguments["level"]
 
     def single(map: Tensor, rows: Tensor, scale: tuple[float, float]) -> Tensor:
-        if kind == "integral":
-            return reference.prroi_pool(map, rows, size, scale)
-        if kind == "cells":
-            return reference.roi_pool(map, rows, size, scale)
-        ratio, aligned = max(arguments["sampling_ratio"], 0), arguments["aligned"]
-        return reference.roi_align([map], rows, None, size, [scale], ratio, aligned, kind)
+        how = (max(arguments["sampling_ratio"], 0), arguments["aligned"]) if kind in ("avg", "max") else ()
+        return reference.pool([map], rows, None, Pooling(kind, size, scale, *how))
 
     which = torch.zeros(rois.shape[0], dtype=torch.int64) if level is None else level + 0
     rows = [(which == index).nonzero()[:, 0] for index in range(len(maps))]

@@ -44,9 +44,11 @@ POOLS = ["test_differential.py", "test_other_pools.py", "test_limits.py", "test_
 TESTS = {
     "src/roialign/axis.py": [*POOLS, "test_explain.py"],
     "src/roialign/boxes.py": ["test_errors.py", "test_arguments.py", "test_differential.py", "test_multiscale.py"],
+    "src/roialign/spec.py": ["test_errors.py", "test_arguments.py", "test_layouts_dtypes.py", "test_multiscale.py"],
     "src/roialign/functional.py": ["test_errors.py", "test_arguments.py", "test_layouts_dtypes.py"],
-    "src/roialign/modules.py": ["test_errors.py", "test_arguments.py", "test_multiscale.py"],
-    "src/roialign/pyramid.py": ["test_pyramid.py"],
+    "src/roialign/modules.py": ["test_errors.py", "test_arguments.py"],
+    "src/roialign/levels.py": ["test_pyramid.py", "test_multiscale.py", "test_arguments.py"],
+    "src/roialign/pyramid.py": ["test_multiscale.py", "test_arguments.py"],
     "src/roialign/backends/reference.py": [*POOLS, "test_multiscale.py", "test_layouts_dtypes.py"],
     "src/roialign/backends/tracing.py": ["test_tracing.py", "test_recorders.py"],
     "src/roialign/detection/evaluation.py": ["test_detection_evaluation.py", "test_detection_images.py"],
@@ -77,7 +79,7 @@ WITHOUT = {
     "reference.py": "[native",
     "rules.h": "[reference",
     "tables.cpp": "[reference",
-    "pyramid.py": "symbols",
+    "levels.py": "symbols",
 }
 CORE = "roialign._core"
 NO_PROGRAM = 100

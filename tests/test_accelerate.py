@@ -19,10 +19,10 @@ from torch import Tensor
 import oracle
 import roialign
 from helpers import assert_pooled, by_image, generic_case, rows, run_python
-from roialign.backends import core
-from roialign.integrations.torchvision import KERNELS
+from roialign.backends import native
+from roialign.integrations.accelerate import KERNELS
 
-pytestmark = pytest.mark.skipif(bool(core.UNREADY), reason=f"nothing to take over with: {core.UNREADY}")
+pytestmark = pytest.mark.skipif(bool(native.UNREADY), reason=f"nothing to take over with: {native.UNREADY}")
 
 OURS = os.path.join("roialign", "integrations", "torchvision.py")  # where a kernel of ours is registered
 OPERATORS = ("roi_align", "_roi_align_backward", "roi_pool", "_roi_pool_backward")
@@ -340,7 +340,7 @@ def test_without_torchvision_the_extra_is_named() -> None:
 
 
 def test_without_a_core_it_says_that_nothing_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core, "UNREADY", "no core here")
+    monkeypatch.setattr(native, "UNREADY", "no core here")
     with pytest.warns(UserWarning, match="nothing is taken over: no core here"):
         handle = roialign.accelerate()
     assert handle.devices == ()

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torchvision.models import detection, mobilenet_v2
 
 import roialign
-from roialign.backends import core
+from roialign.backends import native
 from test_accelerate import nothing_stays, random_case
 
 __all__ = ["nothing_stays"]  # a fixture, for every test here too
 
-pytestmark = pytest.mark.skipif(bool(core.UNREADY), reason=f"nothing to take over with: {core.UNREADY}")
+pytestmark = pytest.mark.skipif(bool(native.UNREADY), reason=f"nothing to take over with: {native.UNREADY}")
 
 # Whole detectors, with and without.
 

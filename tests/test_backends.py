@@ -43,9 +43,10 @@ def test_use_serves_the_block_and_no_more(backend: str) -> None:
     input, rois = generic_case()
     called: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        for name, module in backends.ORDER.items():
-            original = module.roi_align
-            patch.setattr(module, "roi_align", lambda *a, n=name, f=original, **k: (called.append(n), f(*a, **k))[1])
+        for name in backends.ORDER:
+            module = backends.load(name)
+            original = module.pool
+            patch.setattr(module, "pool", lambda *a, n=name, f=original, **k: (called.append(n), f(*a, **k))[1])
         with backends.use("reference"):
             POOLS["avg"](input, rois)
         POOLS["avg"](input, rois)
@@ -65,9 +66,10 @@ def test_environment_forces_a_backend(backend: str) -> None:
     code = (
         "import torch, roialign\n"
         "seen = []\n"
-        "for name, module in roialign.backends.ORDER.items():\n"
-        "    original = module.roi_align\n"
-        "    module.roi_align = lambda *a, n=name, f=original, **k: (seen.append(n), f(*a, **k))[1]\n"
+        "for name in roialign.backends.ORDER:\n"
+        "    module = roialign.backends.load(name)\n"
+        "    original = module.pool\n"
+        "    module.pool = lambda *a, n=name, f=original, **k: (seen.append(n), f(*a, **k))[1]\n"
         "out = roialign.roi_align(torch.ones(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 2, 2]]), 1)\n"
         "print(*seen, out.item())\n"
     )
@@ -88,10 +90,14 @@ def test_environment_with_an_unknown_backend(name: str) -> None:
 
 
 def test_environment_left_empty_forces_nothing() -> None:
-    code = "import roialign.backends as b, torch; print(b.choose(torch.ones(1, 1, 1, 1)).__name__)"
-    chosen = run_python(code, "").strip()
+    code = (
+        "import torch\n"
+        "from roialign import backends, spec\n"
+        "pooling = spec.Pooling('avg', (1, 1), (1.0, 1.0))\n"
+        "print(backends.choose(spec.Call([torch.ones(1, 1, 1, 1)], torch.zeros(0, 5), None, pooling)))\n"
+    )
     first = next(name for name, status in roialign.backends.available().items() if status.ready)
-    assert chosen == backends.ORDER[first].__name__
+    assert run_python(code, "").strip() == first
 
 
 @pytest.mark.parametrize("name", POOLS)

@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 
 import roialign
 from roialign.cli import app
-from roialign.integrations.torchvision import _takeover
+from roialign.integrations.accelerate import _takeover
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -101,7 +101,7 @@ def test_code_prints_what_the_page_says(page: Path, tmp_path: Path, monkeypatch:
             for command in code.splitlines():
                 words = command.split()
                 # Training and what needs the reader's files have tests of their own.
-                if words[:1] == ["roialign"] and words[1] not in ("bench", "train", "evaluate", "detect"):
+                if words[:1] == ["roialign"] and words[1] not in ("train", "evaluate", "detect"):
                     result = CliRunner().invoke(app, shlex.split(command, comments=True)[1:])
                     assert result.exit_code == 0, result.output
     assert not printed, f"prints {printed!r}, which the page does not show"

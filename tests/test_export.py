@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 import roialign
 from helpers import assert_pooled, generic_case, run_python
-from roialign.backends import core
+from roialign.backends import native
 from test_compile import POOLS, Exportable, boxes
 
 pytestmark = [
-    pytest.mark.skipif(bool(core.UNREADY), reason=f"the operator is not there: {core.UNREADY}"),
+    pytest.mark.skipif(bool(native.UNREADY), reason=f"the operator is not there: {native.UNREADY}"),
     pytest.mark.usefixtures("native_backend"),
 ]
 

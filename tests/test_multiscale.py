@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.models import detection
 
 from helpers import assert_pooled, run_python
-from roialign import MultiScaleRoIAlign, roi_align
+from roialign import MultiScaleRoIAlign, prroi_pool, roi_align, roi_pool
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -136,6 +136,41 @@ def test_aligned_and_mode_reach_each_level(mode: str, aligned: bool) -> None:
     assert fine.any()
     assert not fine.all()
     assert_pooled(pooled, torch.where(fine[:, None, None, None], *each), x["0"])
+
+
+@pytest.mark.parametrize("operator", [prroi_pool, roi_pool])
+def test_any_operator_pools_from_the_levels(operator: Callable[..., Tensor]) -> None:
+    """Each box alone on the map of its level, with that level's scale; gradients to the maps too."""
+    x, boxes = pyramid((256, 256), [4, 8, 16], 1, 3, torch.float64), random_boxes(3, 20, (256, 256), torch.float64)
+    for each in x.values():
+        each.requires_grad_()
+    pooler = MultiScaleRoIAlign(list(x), 3, 2, canonical_scale=56, operator=operator.__name__)
+    pooled = pooler(x, [boxes], [(256, 256)])
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    level = (4 + (area.sqrt() / 56).log2() + 1e-6).floor().clamp(2, 4).long() - 2
+    assert len(set(level.tolist())) == 3
+    alone = torch.cat([
+        operator(x[str(int(at))], [box[None]], 3, 1 / (4 << int(at))) for box, at in zip(boxes, level, strict=True)
+    ])  # fmt: skip
+    assert_pooled(pooled.detach(), alone.detach(), x["0"])
+    mine, theirs = (torch.autograd.grad(out.sin().sum(), list(x.values())) for out in (pooled, alone))
+    torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
+    assert f"operator={operator.__name__!r}" in repr(pooler)
+
+
+def test_operators_that_there_are_not() -> None:
+    with pytest.raises(ValueError, match=r"operator: got 'roi_crop'; expected one of 'roi_align', 'prroi_pool', 'roi"):
+        MultiScaleRoIAlign(["0"], 3, 2, operator="roi_crop")
+    with pytest.raises(ValueError, match=r"mode: got 'max' for prroi_pool; expected 'avg'"):
+        MultiScaleRoIAlign(["0"], 3, 2, mode="max", operator="prroi_pool")
+    with pytest.raises(ValueError, match=r"mode: got 'median'; expected one of 'avg', 'max'"):
+        MultiScaleRoIAlign(["0"], 3, 2, mode="median")
+
+
+def test_one_class_that_torchvision_takes_for_its_own() -> None:
+    pooler = MultiScaleRoIAlign(["0"], 3, 2)
+    assert type(pooler) is MultiScaleRoIAlign
+    assert isinstance(pooler, torchvision.ops.MultiScaleRoIAlign)
 
 
 def test_no_state_between_calls() -> None:

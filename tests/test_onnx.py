@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 import roialign
 from helpers import run_python
-from roialign.backends import core
+from roialign.backends import native
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 pytestmark = [
-    pytest.mark.skipif(bool(core.UNREADY), reason=f"the operator is not there: {core.UNREADY}"),
+    pytest.mark.skipif(bool(native.UNREADY), reason=f"the operator is not there: {native.UNREADY}"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),  # the exporter's own
 ]
 

@@ -16,7 +16,7 @@ from torchvision.models import detection
 
 import roialign
 from roialign.detection import build_detector
-from roialign.pyramid import infer_scales
+from roialign.levels import infer_scales
 
 Size = tuple[int, int]
 

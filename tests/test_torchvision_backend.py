@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torchvision.ops
@@ -12,8 +10,8 @@ from torch import Tensor
 import roialign
 from helpers import assert_pooled, generic_case, run_python
 from roialign import backends
-from roialign.backends import reference
 from roialign.backends import torchvision as backend
+from roialign.spec import Pooling
 from test_layouts_dtypes import POOLS, truth
 
 DEVICES = [
@@ -23,11 +21,11 @@ DEVICES = [
 
 
 @pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The device of the test, on which the backend is made to serve."""
     monkeypatch.setattr(backend, "DEVICES", (request.param,))
-    with backends.use("torchvision"):
-        yield request.param
+    monkeypatch.setattr(backends, "ORDER", ("torchvision", "reference"))
+    return str(request.param)
 
 
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -35,9 +33,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     noted: list[str] = []
     forward = backend._Pool.forward
 
-    def noting(ctx: object, input: Tensor, rois: Tensor, name: str, *how: object) -> Tensor:
-        noted.append(name)
-        return forward(ctx, input, rois, name, *how)  # type: ignore[arg-type]
+    def noting(ctx: object, input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
+        noted.append(backend.OPERATORS[spec.kind])
+        return forward(ctx, input, rois, spec)
 
     monkeypatch.setattr(backend._Pool, "forward", staticmethod(noting))
     return noted
@@ -72,6 +70,29 @@ def test_gradients_once_and_twice(device: str, name: str) -> None:
             second = torch.autograd.grad(first.square().sum(), [leaf, weight])
             results.append([plain.cpu(), first.detach().cpu(), *(each.cpu() for each in second)])
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-10)
+
+
+def test_forced_it_serves_what_it_can_and_refuses_the_rest(device: str) -> None:
+    """Never another backend behind the name; what is refused is what ``available`` says of the very call."""
+    input, rois = (each.to(device) for each in generic_case())
+    wanting = rois.clone().requires_grad_()
+    one = (1.0, 1.0)
+    refused = {
+        "no operator of kind 'max'": (lambda: roialign.roi_align(input, rois, 2, mode="max"), rois, ("max", one)),
+        "no operator of kind 'integral'": (lambda: roialign.prroi_pool(input, rois, 2), rois, ("integral", one)),
+        "no gradient to the boxes": (lambda: roialign.roi_align(input, wanting, 2), wanting, ("avg", one)),
+        "one scale for both": (lambda: roialign.roi_align(input, rois, 2, (0.5, 0.7)), rois, ("avg", (0.5, 0.7))),
+    }
+    for reason, (call, boxes, (kind, scale)) in refused.items():
+        status = backends.available(input, boxes, Pooling(kind, (2, 2), scale))["torchvision"]
+        assert not status.ready
+        assert reason in status.reason
+        with backends.use("torchvision"), pytest.raises(RuntimeError, match=f"'torchvision' is forced.*{reason}"):
+            call()
+        assert call().isfinite().any()  # not forced: the reference's
+    with backends.use("torchvision"):
+        fixed = roialign.roi_align(input, rois, 2, 1.0, 2)
+    torch.testing.assert_close(fixed, torchvision.ops.roi_align(input, rois, 2, 1.0, 2))
 
 
 def test_gradients_to_boxes_and_unequal_scales_are_the_references(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +171,7 @@ def test_available_says_which_device_goes_where(monkeypatch: pytest.MonkeyPatch)
     finally:
         torch.use_deterministic_algorithms(False)
     reasons = []
-    torch.func.vmap(lambda each: (reasons.append(backend.why_not(each)), each)[1])(input[None])
+    torch.func.vmap(lambda each: (reasons.append(backends.available(each)["torchvision"].reason), each)[1])(input[None])
     assert "torch.func" in reasons[0]
 
 
@@ -163,20 +184,22 @@ def test_a_device_without_torchvisions_kernel_or_without_torchvision() -> None:
         "import sys\n"
         "sys.modules['torchvision'] = None\n"
         "import torch, roialign\n"
-        "roialign.backends.ORDER['torchvision'].DEVICES = ('cpu',)\n"
-        "roialign.backends.ORDER.pop('native')\n"
+        "from roialign import backends\n"
+        "backends.load('torchvision').DEVICES = ('cpu',)\n"
+        "backends.ORDER = ('torchvision', 'reference')\n"
         "x = torch.ones(1, 1, 2, 2)\n"
-        "print(roialign.backends.available(x)['torchvision'].reason)\n"
-        "print(roialign.backends.choose(x).__name__)\n"
+        "print(backends.available(x)['torchvision'].reason)\n"
+        "pooling = roialign.spec.Pooling('avg', (1, 1), (1.0, 1.0))\n"
+        "print(backends.choose(roialign.spec.Call([x], torch.zeros(0, 5), None, pooling)))\n"
     )
     reason, chosen = run_python(code, "").splitlines()
     assert reason.startswith("torchvision cannot be imported")
-    assert chosen == reference.__name__
+    assert chosen == "reference"
 
 
 def test_traced_calls_are_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "DEVICES", ("cpu",))
-    monkeypatch.setattr(backends, "ORDER", {name: it for name, it in backends.ORDER.items() if name != "native"})
+    monkeypatch.setattr(backends, "ORDER", ("torchvision", "reference"))
     noted = calls(monkeypatch)
     input, rois = generic_case(dtype=torch.float32)
     torch._dynamo.reset()

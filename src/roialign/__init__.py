@@ -1,17 +1,19 @@
 """Region pooling for PyTorch: RoIAlign and its family, exact, memory-safe and differentiable."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import backends
 from .functional import prroi_pool, roi_align, roi_pool
 from .integrations import onnx_legacy, torchscript  # noqa: F401, they register themselves with PyTorch
-from .integrations.export import decomposition_table
+from .integrations.accelerate import accelerate
+from .integrations.aten import decomposition_table
 from .integrations.onnx import onnx_translation_table
-from .integrations.torchvision import accelerate
-from .modules import MultiScaleRoIAlign, PrRoIPool, RoIAlign, RoIPool
+from .modules import PrRoIPool, RoIAlign, RoIPool
 
 if TYPE_CHECKING:
     from .explain import explain
+    from .pyramid import MultiScaleRoIAlign
 
 __version__ = "0.1.0"
 
@@ -32,8 +34,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "explain":  # on first use, so that the operators alone cost nothing more
-        from importlib import import_module
-
+    """On first use, so that the operators alone cost nothing more: torchvision, where it is, and the drawings."""
+    if name == "explain":
         return import_module(".explain", __name__)
+    if name == "MultiScaleRoIAlign":
+        return import_module(".pyramid", __name__).MultiScaleRoIAlign
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

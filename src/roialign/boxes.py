@@ -8,7 +8,7 @@ passes through half precision, and is exact up to 2**24 images.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,8 +31,6 @@ def check_boxes(input: Tensor, boxes: Boxes) -> None:
     """
     if isinstance(boxes, Tensor):
         _check_tensor(input, "boxes", boxes, 5)
-        if boxes.dtype != _position_dtype(input, [boxes]) or not boxes.is_contiguous():  # then PyTorch reads them
-            check_memory("boxes", boxes)
         count = boxes.shape[0]
     elif isinstance(boxes, list | tuple):
         if len(boxes) != input.shape[0]:
@@ -43,7 +41,6 @@ def check_boxes(input: Tensor, boxes: Boxes) -> None:
         count = 0
         for image, part in enumerate(boxes):
             _check_tensor(input, f"boxes[{image}]", part, 4)
-            check_memory(f"boxes[{image}]", part)
             count += part.shape[0]
     else:
         raise TypeError(f"boxes: got {type(boxes).__name__}; expected {FORMATS}")
@@ -62,8 +59,8 @@ def as_rois(input: Tensor, boxes: Boxes) -> Tensor:
         ``[K, 5]`` rois, float32 or float64, contiguous, on the input's device, differentiable to the boxes.
     """
     if isinstance(boxes, Tensor):
-        return boxes.to(_position_dtype(input, [boxes])).contiguous()
-    dtype = _position_dtype(input, boxes)
+        return boxes.to(position_dtype(input, [boxes])).contiguous()
+    dtype = position_dtype(input, boxes)
     rows = [
         torch.cat([torch.full_like(part[:, :1], image, dtype=dtype), part.to(dtype)], 1)
         for image, part in enumerate(boxes)
@@ -102,18 +99,6 @@ def fpn_levels(boxes: Sequence[Tensor], levels: Sequence[int], canonical_scale: 
     return index
 
 
-def pool_by_level(level: Tensor, count: int, pool: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """Pool the boxes of each of ``count`` levels in one call, and return them in their own order.
-
-    Args:
-        level: ``[K]`` index of each box's level.
-        count: levels.
-        pool: of the index of a level and the rows of its boxes.
-    """
-    rows = [(level == index).nonzero()[:, 0] for index in range(count)]
-    return torch.cat([pool(index, row) for index, row in enumerate(rows)])[torch.cat(rows).argsort()]
-
-
 def usable(rois: Tensor, scales: tuple[float, float]) -> Tensor:
     """``[K]`` bool: position and size of the box stay finite, in the rois' dtype, on a map of these (y, x) scales."""
     y, x = rois[:, 2::2] * scales[0], rois[:, 1::2] * scales[1]
@@ -127,62 +112,12 @@ def whole_index(column: Tensor, images: int) -> Tensor:
     return torch.where(valid, column, -1).long()
 
 
-def check_memory(name: str, tensor: Tensor) -> None:
-    """Refuse a tensor that reaches beyond its storage, as FSDP's freed parameters do: PyTorch would read on."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return  # nothing is read yet
-    if not tensor.is_cpu or type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.numel() == 0:
-        return
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    needed = (tensor.storage_offset() + last + 1) * tensor.itemsize
-    held = tensor.untyped_storage().nbytes()
-    if held < needed:
-        raise ValueError(
-            f"{name}: got a tensor of shape {tuple(tensor.shape)} with {held} bytes of memory; expected {needed}"
-        )
-
-
 def on_empty_map(count: int, input: Tensor) -> ValueError:
     """What to raise where boxes lie on a map without cells."""
     return ValueError(
         f"boxes: got {count} boxes on an empty feature map of shape {tuple(input.shape)}; "
         f"expected height and width of at least 1"
     )
-
-
-def too_large(size: Sequence[int]) -> ValueError:
-    """What to raise where no memory holds a result ``[K, C, height, width]``."""
-    return ValueError(
-        f"output_size: got {tuple(size[2:])} for {size[0]} boxes of {size[1]} channels; "
-        f"expected a result that fits into memory"
-    )
-
-
-@torch.library.custom_op("roialign::batch_index", mutates_args=())
-def batch_index(column: Tensor, images: int) -> Tensor:
-    """Check the rois' batch index column against the number of images.
-
-    It is an operator of its own so that a compiled or exported graph checks the values it really gets.
-
-    Returns:
-        int64 of the column's shape; -1 marks an invalid index, on devices where looking would mean waiting.
-
-    Raises:
-        IndexError: on a CPU, naming the first invalid row, its value and the number of images.
-    """
-    if column is None:  # which PyTorch lets pass for a tensor
-        raise TypeError("column: got None; expected a tensor")
-    if column.dim() == 0 or column.dtype.is_complex or column.dtype == torch.bool:
-        raise ValueError(
-            f"column: got a tensor of shape {tuple(column.shape)} and {column.dtype}; "
-            f"expected at least one axis of real numbers"
-        )
-    check_memory("column", column)
-    index = whole_index(column, images)
-    if column.device.type == "cpu" and bool((index < 0).any()):
-        position = int((index < 0).flatten().nonzero()[0])
-        raise_bad_index(position % column.shape[-1], float(column.flatten()[position]), images)
-    return index
 
 
 def raise_bad_index(row: int, value: float, images: int) -> None:
@@ -192,21 +127,6 @@ def raise_bad_index(row: int, value: float, images: int) -> None:
         f"boxes: row {row} has batch index {shown}, but input has {images} images (N = {images}); "
         f"expected a whole number in [0, {images})"
     )
-
-
-@batch_index.register_fake
-def _(column: Tensor, images: int) -> Tensor:
-    return torch.empty_like(column, dtype=torch.int64)
-
-
-def _batch_index_vmap(
-    info: object, in_dims: tuple[int | None, ...], column: Tensor, images: int
-) -> tuple[Tensor, int | None]:
-    moved = column.movedim(in_dims[0] or 0, 0)  # elementwise; the last dimension stays that of the rows
-    return batch_index(moved, images), 0
-
-
-torch.library.register_vmap("roialign::batch_index", _batch_index_vmap)
 
 
 def _check_tensor(input: Tensor, name: str, boxes: object, width: int) -> None:
@@ -221,5 +141,6 @@ def _check_tensor(input: Tensor, name: str, boxes: object, width: int) -> None:
         raise ValueError(f"{name}: got a tensor on {boxes.device}; expected it on the input's device, {input.device}")
 
 
-def _position_dtype(input: Tensor, boxes: Sequence[Tensor]) -> torch.dtype:
+def position_dtype(input: Tensor, boxes: Sequence[Tensor]) -> torch.dtype:
+    """The dtype in which positions are computed."""
     return torch.float64 if torch.float64 in [input.dtype, *[part.dtype for part in boxes]] else torch.float32

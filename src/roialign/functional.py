@@ -1,26 +1,27 @@
-"""The operators: their documentation, their checks, and the choice of the backend that runs them."""
+"""The operators: their documentation, their checks, and the call."""
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import backends
-from .backends.core import MOST_BINS
+from .backends.memory import check_memory
 from .backends.tracing import unrecorded
-from .boxes import Boxes, as_rois, check_boxes
-
-OutputSize = int | Sequence[int]
-SpatialScale = float | Sequence[float]
-
-MODES = ("avg", "max")
-MOST_SAMPLES = 2**63 - 1
+from .boxes import Boxes, as_rois, check_boxes, position_dtype
+from .spec import (
+    OutputSize,
+    Pooling,
+    SpatialScale,
+    check_aligned,
+    check_input,
+    check_mode,
+    check_output_size,
+    check_sampling_ratio,
+    check_scale,
+)
 
 
 def roi_align(
@@ -73,12 +74,9 @@ def roi_align(
         args = (input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
         return handle_torch_function(roi_align, relevant(input, boxes), *args, mode=mode)
     check_input(input)
-    size, scales = check_output_size(output_size), check_scale(spatial_scale)
-    ratio = check_sampling_ratio(sampling_ratio)
-    aligned = check_aligned(aligned)
-    check_mode(mode)
-    rois = checked_rois(input, boxes)
-    return backends.choose(input).roi_align([input], rois, None, size, [scales], ratio, aligned, mode)
+    size, scale = check_output_size(output_size), check_scale(spatial_scale)
+    spec = Pooling(check_mode(mode), size, scale, check_sampling_ratio(sampling_ratio), check_aligned(aligned))
+    return backends.pool([input], checked_rois(input, boxes), None, spec)
 
 
 def prroi_pool(input: Tensor, boxes: Boxes, output_size: OutputSize, spatial_scale: SpatialScale = 1.0) -> Tensor:
@@ -115,8 +113,8 @@ def prroi_pool(input: Tensor, boxes: Boxes, output_size: OutputSize, spatial_sca
         args = (input, boxes, output_size, spatial_scale)
         return handle_torch_function(prroi_pool, relevant(input, boxes), *args)
     check_input(input)
-    size, scales = check_output_size(output_size), check_scale(spatial_scale)
-    return backends.choose(input).prroi_pool(input, checked_rois(input, boxes), size, scales)
+    spec = Pooling("integral", check_output_size(output_size), check_scale(spatial_scale))
+    return backends.pool([input], checked_rois(input, boxes), None, spec)
 
 
 def roi_pool(input: Tensor, boxes: Boxes, output_size: OutputSize, spatial_scale: SpatialScale = 1.0) -> Tensor:
@@ -153,8 +151,8 @@ def roi_pool(input: Tensor, boxes: Boxes, output_size: OutputSize, spatial_scale
         args = (input, boxes, output_size, spatial_scale)
         return handle_torch_function(roi_pool, relevant(input, boxes), *args)
     check_input(input)
-    size, scales = check_output_size(output_size), check_scale(spatial_scale)
-    return backends.choose(input).roi_pool(input, checked_rois(input, boxes), size, scales)
+    spec = Pooling("cells", check_output_size(output_size), check_scale(spatial_scale))
+    return backends.pool([input], checked_rois(input, boxes), None, spec)
 
 
 def overrides(input: Tensor, boxes: Boxes) -> bool:
@@ -169,114 +167,14 @@ def relevant(input: Tensor, boxes: Boxes) -> tuple[Any, ...]:
 
 def checked_rois(input: Tensor, boxes: Boxes) -> Tensor:
     """Boxes in any accepted form as one ``[K, 5]`` tensor; see ``boxes.check_boxes`` and ``boxes.as_rois``."""
-    unrecorded(check_boxes, input, boxes)
+    unrecorded(_check_boxes, input, boxes)
     return as_rois(input, boxes)
 
 
-def check_output_size(output_size: OutputSize) -> tuple[int, int]:
-    """``output_size`` as (height, width)."""
-    # The usual cases come first here and below: a tiny call costs little more than these.
-    if type(output_size) is int and 0 < output_size <= MOST_BINS:
-        return output_size, output_size
-    message = (
-        f"output_size: got {output_size!r}; expected a positive int or (height, width) of positive ints, at most 2**24"
-    )
-    size = _plain(output_size, message)
-    parts = list(size) if isinstance(size, Sequence) and not isinstance(size, str | bytes) else [size, size]
-    if len(parts) != 2:
-        raise ValueError(message)
-    height, width = (_as_int(part, message) for part in parts)
-    if not (0 < height <= MOST_BINS and 0 < width <= MOST_BINS):
-        raise ValueError(message)
-    return height, width
-
-
-def check_sampling_ratio(sampling_ratio: int) -> int:
-    """``sampling_ratio`` as an int, every adaptive one as 0."""
-    if type(sampling_ratio) is int and sampling_ratio <= MOST_SAMPLES:
-        return max(sampling_ratio, 0)
-    message = f"sampling_ratio: got {sampling_ratio!r}; expected an int below 2**63, 0 or less for adaptive"
-    ratio = _as_int(sampling_ratio, message)
-    if ratio > MOST_SAMPLES:
-        raise ValueError(message)
-    return max(ratio, 0)
-
-
-def check_aligned(aligned: bool) -> bool:
-    """``aligned`` as a bool; a NumPy bool, a 0-dim tensor of one and the ints 0 and 1 say as much."""
-    if isinstance(aligned, bool):
-        return aligned
-    message = f"aligned: got {aligned!r}; expected True or False"
-    value = _plain(aligned, message)
-    if not isinstance(value, int) or value not in (0, 1):
-        raise TypeError(message)
-    return bool(value)
-
-
-def check_mode(mode: str) -> str:
-    """``mode`` as it came, if there is such a mode."""
-    if mode not in MODES:
-        raise ValueError(f"mode: got {mode!r}; expected one of {', '.join(map(repr, MODES))}")
-    return mode
-
-
-def check_scale(spatial_scale: SpatialScale) -> tuple[float, float]:
-    """``spatial_scale`` as (y, x)."""
-    if type(spatial_scale) is float and 0 < spatial_scale < math.inf:
-        return spatial_scale, spatial_scale
-    message = f"spatial_scale: got {spatial_scale!r}; expected a positive finite number, or two as (y, x)"
-    scale = _plain(spatial_scale, message)
-    parts: list[Any] = [_plain(part, message) for part in (scale if isinstance(scale, list | tuple) else [scale] * 2)]
-    if len(parts) != 2:
-        raise ValueError(message)
-    if any(isinstance(part, bool | str) or not hasattr(part, "__float__") for part in parts):
-        raise TypeError(message)
-    try:
-        y, x = (float(part) for part in parts)
-    except OverflowError:
-        raise ValueError(message) from None
-    if not (0 < y < math.inf and 0 < x < math.inf):
-        raise ValueError(message)
-    return y, x
-
-
-def check_input(input: Tensor, name: str = "input") -> None:
-    """A feature map must be a dense floating ``[N, C, H, W]`` tensor."""
-    if not isinstance(input, Tensor):
-        raise TypeError(f"{name}: got {type(input).__name__}; expected a Tensor of shape [N, C, H, W]")
-    if input.is_quantized or input.layout != torch.strided:
-        way_out = "input.dequantize()" if input.is_quantized else "input.to_dense()"
-        raise TypeError(
-            f"{name}: got a {input.layout} tensor of {input.dtype}; expected a dense, not quantised tensor. "
-            f"Pass {way_out}"
-        )
-    if input.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise TypeError(f"{name}: got {input.dtype}; expected float16, bfloat16, float32 or float64")
-    if input.dim() != 4:
-        raise ValueError(f"{name}: got a tensor of shape {tuple(input.shape)}; expected [N, C, H, W]")
-
-
-def _as_int(value: object, message: str) -> int:
-    value = _plain(value, message)
-    if isinstance(value, bool):
-        raise TypeError(message)
-    if isinstance(value, int):  # also a symbolic int while tracing
-        return value
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(message) from None
-
-
-def _plain(value: Any, message: str) -> Any:
-    """Tensors and NumPy's arrays and scalars as Python's numbers and lists of them, anything else as it came."""
-    if isinstance(value, int | float | str | list | tuple) or not hasattr(value, "tolist"):
-        return value
-    if isinstance(value, Tensor) and value.requires_grad:
-        raise TypeError(f"{message}. It would get no gradient: pass its number, as .item() gives it")
-    try:
-        if isinstance(value, Tensor) and value.numel() == 1:  # of any rank, as torchvision takes it
-            return value.item()
-        return value.tolist()
-    except RuntimeError:  # a meta tensor has no value
-        raise TypeError(message) from None
+def _check_boxes(input: Tensor, boxes: Boxes) -> None:
+    check_boxes(input, boxes)
+    if not isinstance(boxes, Tensor):
+        for image, part in enumerate(boxes):
+            check_memory(f"boxes[{image}]", part)
+    elif boxes.dtype != position_dtype(input, [boxes]) or not boxes.is_contiguous():  # then PyTorch reads them
+        check_memory("boxes", boxes)

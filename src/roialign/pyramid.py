@@ -1,74 +1,119 @@
-"""The scales of a feature pyramid's levels, from their sizes and the images'."""
+"""The pooler of a feature pyramid, which torchvision's detectors take as their own. Loaded on first use."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import warnings
+from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from .levels import multi_scale_roi_align
+from .spec import OutputSize, check_aligned, check_operator, check_output_size, check_sampling_ratio
+
+# torchvision's detectors insist on an instance of its own class. Nothing but its name is inherited.
+try:
+    from torchvision.ops import MultiScaleRoIAlign as _Base
+except (ImportError, RuntimeError) as error:  # absent, or broken, or built for another torch
+    if getattr(error, "name", "") != "torchvision":
+        warnings.warn(f"torchvision's detectors will not take roialign.MultiScaleRoIAlign: {error}", stacklevel=2)
+    _Base = nn.Module
 
 
-def infer_scales(features: Mapping[str, Tensor], image_shapes: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
-    """The (y, x) scale of each feature map: a power of two, the same along both axes.
+class MultiScaleRoIAlign(_Base):  # type: ignore[misc]
+    """RoIAlign over the levels of a feature pyramid, each box on the level that fits its size.
 
-    The finest map, that of most cells, decides: its scale is the largest at which the largest height and width of an
-    image lie within it, less than one cell over, since backbones may round down. Each coarser map follows from the next
-    finer one likewise. So it does not matter how far an image was padded along one axis. One that was padded to twice
-    its size or more along both looks like one of twice the scale, and gets that.
+    Serves torchvision's detectors as ``box_roi_pool`` and ``mask_roi_pool``. The scale of each level is taken from
+    each call's own images, see :func:`roialign.levels.infer_scales`.
+
+    Example:
+        >>> import torch
+        >>> from roialign import MultiScaleRoIAlign
+        >>> pooler = MultiScaleRoIAlign(featmap_names=["0", "1"], output_size=1, sampling_ratio=2)
+        >>> pyramid = {"0": torch.zeros(1, 1, 64, 64), "1": torch.ones(1, 1, 32, 32)}
+        >>> boxes = [torch.tensor([[0.0, 0.0, 40.0, 40.0], [0.0, 0.0, 250.0, 250.0]])]
+        >>> pooler(pyramid, boxes, image_shapes=[(256, 256)]).flatten()
+        tensor([0., 1.])
 
     Args:
-        features: maps ``[N, C, H, W]`` by name, in any order.
-        image_shapes: (height, width) of each of the N images, in pixels, before it was padded into the batch.
+        featmap_names: the names of the levels to pool from.
+        output_size: bins, an int or (height, width).
+        sampling_ratio: samples per bin along each axis; 0 or less means adaptive.
+        canonical_scale: box size in pixels of the image that is pooled from ``canonical_level``.
+        canonical_level: that level; level k has the scale ``2**-k``.
+        aligned: as in :func:`roialign.roi_align`.
+        mode: as in :func:`roialign.roi_align`.
+        operator: what pools: ``"roi_align"``, ``"prroi_pool"`` or ``"roi_pool"``. The last two take no samples, so that
+            ``sampling_ratio`` and ``aligned`` mean nothing to them.
 
-    Returns:
-        One scale per map, in the order of ``features``, in cells per pixel.
-
-    Raises:
-        ValueError: not one positive (height, width) per image, or maps that are no halvings of the finest one.
+    References:
+        Lin et al., "Feature Pyramid Networks for Object Detection", https://arxiv.org/abs/1612.03144, equation 1.
     """
-    images = next(iter(features.values())).shape[0]
-    if len(image_shapes) != images:
-        raise ValueError(f"image_shapes: got {len(image_shapes)} shapes for {images} images; expected one per image")
-    if any(len(shape) != 2 or min(shape) < 1 for shape in image_shapes):
-        raise ValueError(f"image_shapes: got {list(image_shapes)}; expected positive (height, width) pairs")
-    if not image_shapes:
-        return [(1.0, 1.0)] * len(features)  # no images, no boxes: any scale will do
-    finer = (max(height for height, _ in image_shapes), max(width for _, width in image_shapes))
-    finer_name, scale, scales = "", 1.0, {}
-    for name, size in _finest_first(features):
-        step = _largest_scale(finer, size)
-        # Rounding up and padding add one cell in a halving, so less than two in a row of them.
-        if finer_name and any(cells >= side * step + 2 for side, cells in zip(finer, size, strict=True)):
-            raise ValueError(
-                f"x[{name!r}]: got {size} cells, where x[{finer_name!r}] has {finer}; "
-                f"expected both sides divided by the same power of two"
-            )
-        scales[name] = scale * step
-        if min(size) > 0:  # an empty map tells nothing of those coarser still
-            finer, finer_name, scale = size, name, scales[name]
-    return [(scales[name], scales[name]) for name in features]
 
+    def __init__(
+        self,
+        featmap_names: Sequence[str],
+        output_size: OutputSize,
+        sampling_ratio: int,
+        *,
+        canonical_scale: float = 224,
+        canonical_level: int = 4,
+        aligned: bool = False,
+        mode: str = "avg",
+        operator: str = "roi_align",
+    ) -> None:
+        nn.Module.__init__(self)
+        if isinstance(featmap_names, str) or not featmap_names:
+            raise ValueError(f"featmap_names: got {featmap_names!r}; expected a list of at least one name")
+        if not 0 < canonical_scale < math.inf:
+            raise ValueError(f"canonical_scale: got {canonical_scale!r}; expected a positive number of pixels")
+        self.featmap_names = list(featmap_names)
+        self.output_size = check_output_size(output_size)
+        self.sampling_ratio = check_sampling_ratio(sampling_ratio)
+        self.canonical_scale = canonical_scale
+        self.canonical_level = canonical_level
+        self.aligned = check_aligned(aligned)
+        self.mode = mode
+        self.operator = operator
+        self.kind = check_operator(operator, mode)
 
-def _finest_first(features: Mapping[str, Tensor]) -> list[tuple[str, tuple[int, int]]]:
-    """Names and (height, width), by falling number of cells; without ``sorted``, which takes no symbolic sizes."""
-    ordered: list[tuple[str, tuple[int, int]]] = []
-    for name, feature in features.items():
-        height, width = feature.shape[2:]
-        place = 0
-        while place < len(ordered) and ordered[place][1][0] * ordered[place][1][1] >= height * width:
-            place += 1
-        ordered.insert(place, (name, (height, width)))
-    return ordered
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        """Pool each box from its level.
 
+        Args:
+            x: feature maps by name, ``[N, C, H, W]`` each, with the same N, C, dtype and device.
+            boxes: one ``Tensor[L, 4]`` per image, pixels of the image.
+            image_shapes: (height, width) of each image before it was padded into the batch.
 
-def _largest_scale(sides: tuple[int, int], cells: tuple[int, int]) -> float:
-    """The largest power of two at which ``sides`` lie within ``cells``, less than one cell over."""
+        Returns:
+            ``[K, C, height, width]``, the boxes in the order given.
 
-    def fits(scale: float) -> bool:
-        return sides[0] * scale < cells[0] + 1 and sides[1] * scale < cells[1] + 1
+        Raises:
+            ValueError: a level is missing or empty under a box, or levels do not go together; and as
+                :func:`roialign.roi_align` does.
+        """
+        return multi_scale_roi_align(
+            x,
+            boxes,
+            image_shapes,
+            self.featmap_names,
+            self.output_size,
+            self.sampling_ratio,
+            float(self.canonical_scale),
+            self.canonical_level,
+            self.aligned,
+            self.kind,
+        )
 
-    scale = 1.0
-    while fits(2 * scale):
-        scale *= 2
-    while not fits(scale):
-        scale /= 2
-    return scale
+    def extra_repr(self) -> str:
+        """Arguments, for ``repr``."""
+        operator = "" if self.operator == "roi_align" else f", operator={self.operator!r}"
+        return (
+            f"featmap_names={self.featmap_names}, output_size={self.output_size}, "
+            f"sampling_ratio={self.sampling_ratio}, canonical_scale={self.canonical_scale}, "
+            f"canonical_level={self.canonical_level}, aligned={self.aligned}, mode={self.mode!r}"
+            f"{operator}"
+        )
+
+    def __repr__(self) -> str:
+        return f"MultiScaleRoIAlign({self.extra_repr()})"

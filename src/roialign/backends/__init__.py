@@ -1,57 +1,40 @@
-"""Which backend serves a call, and why another cannot.
+"""Which backend serves a call, and why another cannot: the one place where a call falls through to the next.
 
-A backend is a module with the functions of :class:`Backend`. ``features`` is one ``[N, C, H, W]`` map or several (a
-pyramid), ``scales`` their (y, x) scales, ``level`` the ``[K]`` index of each box's map (None with one map). Arguments
-come checked: ``rois`` is what ``boxes.as_rois`` returns.
+A backend is a module with the two functions of :class:`Backend`. Each is imported when it is first asked.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from importlib import import_module
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from . import native, reference, torchvision, tracing
-
-Scales = tuple[float, float]
+from ..boxes import Boxes, as_rois, check_boxes
+from ..spec import Call, Pooling
+from . import operator, tracing
 
 
 class Backend(Protocol):
     """What a backend's module offers."""
 
-    def why_not(self, input: Tensor) -> str:
-        """Empty if the backend can serve calls on such a feature map, else the reason why it cannot."""
+    def why_not(self, call: Call) -> str:
+        """Empty if the backend can serve the call, else the reason why it cannot."""
 
-    def roi_align(
-        self,
-        features: Sequence[Tensor],
-        rois: Tensor,
-        level: Tensor | None,
-        output_size: tuple[int, int],
-        scales: Sequence[tuple[float, float]],
-        sampling_ratio: int,
-        aligned: bool,
-        mode: str,
-    ) -> Tensor:
-        """Pool from one feature map, or each box from the map of its level."""
-
-    def prroi_pool(self, input: Tensor, rois: Tensor, output_size: tuple[int, int], scales: Scales) -> Tensor:
-        """Pool by exact integration."""
-
-    def roi_pool(self, input: Tensor, rois: Tensor, output_size: tuple[int, int], scales: Scales) -> Tensor:
-        """Pool by the maximum over whole cells."""
+    def pool(self, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+        """Pool from one feature map, or each box from the map of its level, as :class:`Call` describes them."""
 
 
 # The first that can serve a call does.
-ORDER: dict[str, Backend] = {
-    "native": native,  # CPU
-    "torchvision": torchvision,  # CUDA, XPU, MPS, where torchvision is installed
-    "reference": reference,  # any device
-}
+ORDER = (
+    "native",  # CPU
+    "torchvision",  # CUDA, XPU, MPS, where torchvision is installed
+    "reference",  # any device, any call
+)
 
 
 class Availability(NamedTuple):
@@ -67,19 +50,27 @@ class _Forced:
     name: str | None = os.environ.get("ROIALIGN_BACKEND") or None
 
 
-def available(input: Tensor | None = None) -> dict[str, Availability]:
+def available(
+    input: Tensor | None = None, boxes: Boxes | None = None, spec: Pooling | None = None
+) -> dict[str, Availability]:
     """Say for each backend, in order of preference, whether it can serve a call, and if not, why.
 
     Args:
         input: the feature map of the call in question; None asks for a float32 map on a CPU.
+        boxes: the boxes of the call, as in :func:`roialign.roi_align`: their gradient may be wanted; None for none.
+        spec: the pooling; None asks for :func:`roialign.roi_align` with 7 x 7 bins at scale 1.
 
     Example:
         >>> from roialign import backends
         >>> backends.available()["reference"].ready
         True
     """
-    probe = torch.empty(0, 0, 0, 0) if input is None else input
-    reasons = {name: backend.why_not(probe) for name, backend in ORDER.items()}
+    feature = torch.empty(0, 0, 0, 0) if input is None else input
+    if boxes is not None:
+        check_boxes(feature, boxes)
+    rois = feature.new_empty(0, 5) if boxes is None else as_rois(feature, boxes)
+    call = Call([feature], rois, None, spec or Pooling("avg", (7, 7), (1.0, 1.0)))
+    reasons = {name: load(name).why_not(call) for name in ORDER}
     return {name: Availability(not reason, reason) for name, reason in reasons.items()}
 
 
@@ -96,7 +87,7 @@ def use(name: str) -> Iterator[None]:
         ...     roi_align(torch.ones(1, 1, 4, 4), [torch.tensor([[0.0, 0.0, 2.0, 2.0]])], 1)
         tensor([[[[1.]]]])
     """
-    _known(name)
+    _check_name(name)
     previous, _Forced.name = _Forced.name, name
     try:
         yield
@@ -104,25 +95,42 @@ def use(name: str) -> Iterator[None]:
         _Forced.name = previous
 
 
-def choose(input: Tensor) -> Backend:
-    """The backend that serves a call on this feature map.
+def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+    """Let the backend that serves the call pool.
 
     Raises:
         RuntimeError: a backend is forced and cannot serve the call.
         ValueError: the forced backend does not exist.
     """
-    if tracing.records_torchscript():
-        return native  # the operator: the graph that is recorded runs it on whatever device it meets
+    if tracing.records_torchscript():  # the operator: the graph that is recorded runs it on whatever device it meets
+        return operator.DISPATCHED.pool(features, rois, level, spec)
+    call = Call(features, rois, level, spec)
+    return load(choose(call)).pool(*call)
+
+
+def choose(call: Call) -> str:
+    """The name of the backend that serves a call; raises as :func:`pool` does."""
     if _Forced.name is not None:
-        backend = _known(_Forced.name)
-        reason = backend.why_not(input)
+        _check_name(_Forced.name)
+        reason = load(_Forced.name).why_not(call)
         if reason:
             raise RuntimeError(f"backend {_Forced.name!r} is forced and cannot serve this call: {reason}")
-        return backend
-    return next(backend for backend in ORDER.values() if not backend.why_not(input))
+        return _Forced.name
+    return next(name for name in ORDER if not load(name).why_not(call))
 
 
-def _known(name: str) -> Backend:
+def load(name: str) -> Backend:
+    """A backend by its name."""
+    if name not in _loaded:
+        _loaded[name] = cast(Backend, import_module(f".{name}", __name__))
+    return _loaded[name]
+
+
+_loaded: dict[str, Backend] = {}
+load("native")  # now: its kernels also run graphs that were recorded elsewhere
+load("reference")  # now: code that is traced imports nothing
+
+
+def _check_name(name: str) -> None:
     if name not in ORDER:
         raise ValueError(f"backend: got {name!r}; expected one of {list(ORDER)}")
-    return ORDER[name]

@@ -1,236 +1,170 @@
-"""The CPU backend: the C++ core as PyTorch operators, with shapes for tracing, autograd and vmap.
+"""The CPU: from tensors to addresses, and the calls into the C++ core ``roialign._core``, whose source is ``csrc/``.
 
-    torch.ops.roialign.pool           pooled
-    torch.ops.roialign.pool_grad      gradient to the maps: the transposed contraction
-    torch.ops.roialign.pool_box_grad  gradient to the rois: the contraction with the matrices' derivative
-
-What the core has no kernel for is the reference's: forward-mode AD, functorch's gradients, second derivatives that
-involve the boxes, and other devices, where a recorded graph may run.
+The core knows nothing of PyTorch but the addresses it is handed and PyTorch's own thread pool, so that one build serves
+every PyTorch.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..boxes import batch_index
-from . import core, reference, tracing
+from ..boxes import raise_bad_index
+from ..spec import KINDS, Call, Pooling, check_kind
+from . import operator
+from .memory import check_memory, is_channels_last
 
-NEEDS_MAP = ("max", "cells")  # where a maximum lies depends on the map, so its gradient needs the map again
+NUMBERS = {kind: number for number, kind in enumerate(KINDS)}  # the core's
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3, torch.int64: 4}
+
+try:
+    from .. import _core
+
+    _missing = ""
+except ImportError as error:  # built without the core, or for another machine
+    _missing = f"the package was built without its C++ core ({error})"
 
 
-def why_not(input: Tensor) -> str:
-    """Empty if the core can pool from this feature map, else the reason why it cannot."""
+def _prepare() -> str:
+    """Hand PyTorch's thread pool to the core; say what stands in the way, if anything does."""
+    if _missing:
+        return _missing
+    found = [*(Path(torch.__file__).parent / "lib").glob("*torch_cpu.*")]
+    library = ctypes.CDLL(str(found[0]) if found else None)
+    try:
+        pool = [
+            ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+            for name in ("torch_parallel_for", "torch_get_num_threads")
+        ]
+    except AttributeError as error:
+        return f"this PyTorch does not export its thread pool ({error})"
+    wanted = os.environ.get("ROIALIGN_CPU", "")
+    if not _core.choose_kernels(wanted):
+        return f"ROIALIGN_CPU={wanted!r}: expected baseline, avx2 or avx512, and a CPU that has it"
+    _core.set_thread_pool(pool[0], pool[1])
+    return ""
+
+
+UNREADY = _prepare()
+
+
+def why_not(call: Call) -> str:
+    """Empty if the core can serve this call, else the reason why it cannot."""
+    input = call.features[0]
     if input.is_meta:
         return ""  # a shape is all there is to it, and the operators know it without the core
-    if core.UNREADY:
-        return core.UNREADY
+    if UNREADY:
+        return UNREADY
     if not input.is_cpu:
         return f"the core runs on a CPU; the input is on {input.device}"
     return ""
 
 
-def roi_align(
-    features: Sequence[Tensor],
-    rois: Tensor,
-    level: Tensor | None,
-    output_size: tuple[int, int],
-    scales: Sequence[tuple[float, float]],
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
-) -> Tensor:
-    """All levels and all boxes in one call of the core."""
-    flat = [scale for pair in scales for scale in pair]
-    return _pool(list(features), rois, level, mode, output_size, flat, sampling_ratio, aligned)
+# The kernels. What they make themselves is checked here before it is made, the rest by the core, which knows the
+# addresses.
 
 
-def prroi_pool(input: Tensor, rois: Tensor, output_size: tuple[int, int], scales: tuple[float, float]) -> Tensor:
-    """The exact integral."""
-    return _pool([input], rois, None, "integral", output_size, scales, 0, False)
+class _Kernels:
+    """Those of the operators, see ``operator.Kernels``."""
+
+    def pool(self, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+        return pool_into(operator.make_output(features, rois, spec.output_size), features, rois, level, spec)
+
+    def pool_grad(
+        self,
+        grad: Tensor,
+        features: list[Tensor],
+        shapes: list[int],
+        channels_last: bool,
+        rois: Tensor,
+        level: Tensor | None,
+        spec: Pooling,
+    ) -> list[Tensor]:
+        grads = operator.make_gradients(grad, shapes, channels_last)
+        if rois is None:
+            raise operator.none_given("rois")
+        grad = _dense(grad, (*rois.shape[:1], shapes[1], *spec.output_size))
+        targets = tuple([_array(each) for each in grads])
+        bad = _core.backward_input(targets, *_arguments(features, rois, level, grad, spec))
+        if bad >= 0:
+            _raise_bad_row(bad, rois, level, shapes[0], len(grads))
+        return grads
+
+    def pool_box_grad(
+        self, grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling
+    ) -> Tensor:
+        if rois is None or grad is None or not features or features[0] is None:
+            raise operator.none_given("rois" if rois is None else "grad" if grad is None else "features[0]")
+        grad = _dense(grad, (*rois.shape[:1], *features[0].shape[1:2], *spec.output_size))
+        arguments = _arguments(features, rois, level, grad, spec)
+        out = torch.empty(rois.shape, dtype=rois.dtype)
+        bad = _core.backward_boxes(out.data_ptr(), *arguments)
+        if bad >= 0:
+            _raise_bad_row(bad, rois, level, features[0].shape[0], len(features))
+        return out
 
 
-def roi_pool(input: Tensor, rois: Tensor, output_size: tuple[int, int], scales: tuple[float, float]) -> Tensor:
-    """The maximum over whole cells."""
-    return _pool([input], rois, None, "cells", output_size, scales, 0, False)
+def pool_into(out: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+    """Forward into an output that exists, contiguous or channels_last whatever the maps are."""
+    bad = _core.forward(*_arguments(features, rois, level, out, spec))
+    if bad >= 0:
+        _raise_bad_row(bad, rois, level, features[0].shape[0], len(features))
+    return out
 
 
-def _pool(features: list[Tensor], rois: Tensor, level: Tensor | None, *how: Any) -> Tensor:
-    """The operator, or in plain eager mode what it comes to: dispatching in Python outweighs a small call."""
-    if tracing.differentiates_forward():
-        return _reference_pool(features, rois, level, *how)
-    if tracing.watched(*features, rois):
-        return torch.ops.roialign.pool(features, rois, level, *how)  # type: ignore[no-any-return]
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*features, rois):
-        return _EagerPool.apply(rois, level, how, *features)  # type: ignore[no-any-return]
-    return core.pool(features, rois, level, *how)
+def _dense(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return grad if grad.dim() == 4 and is_channels_last(grad) else _contiguous("grad", grad, shape)
 
 
-# Autograd. ``how`` is (kind, output_size, scales, sampling_ratio, aligned).
+def _contiguous(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The tensor, contiguous if it has the shape it must have: another, which may be huge, is the core's to refuse."""
+    if tensor.is_contiguous() or tensor.shape != shape:
+        return tensor
+    check_memory(name, tensor)
+    return tensor.contiguous()
 
 
-def _save(ctx: Any, features: Sequence[Tensor], rois: Tensor, level: Tensor | None, how: Sequence[Any]) -> None:
-    # What is wanted is settled here: requires_grad of a leaf may be another when the backward pass runs.
-    ctx.wanted = [feature.requires_grad for feature in features]
-    ctx.wants_boxes = rois.requires_grad
-    keep = ctx.wants_boxes or how[0] in NEEDS_MAP
-    ctx.save_for_backward(rois, level, *(features if keep else ()))
-    ctx.shapes = [size for feature in features for size in feature.shape]
-    ctx.channels_last = core.is_channels_last(features[0])
-    ctx.how = how
+def _arguments(
+    features: Sequence[Tensor], rois: Tensor, level: Tensor | None, pooled: Tensor, spec: Pooling
+) -> tuple[Any, ...]:
+    """Those of the core's functions; ``pooled`` is the output or its gradient."""
+    kind, *how = spec
+    return (
+        NUMBERS[check_kind(kind)],
+        tuple([_array(feature) for feature in features]),
+        _array(_contiguous("rois", rois, (*rois.shape[:1], 5))),
+        None if level is None else _array(_contiguous("level", level, rois.shape[:1])),
+        _array(pooled),
+        *how,
+    )
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Sequence[Tensor | None], Tensor | None]:
-    """Gradients to the maps and to the rois, themselves differentiable."""
-    rois, level, *features = ctx.saved_tensors
-    twice = ctx.wants_boxes and torch.is_grad_enabled()
-    if twice or tracing.batches(grad) or why_not(grad):
-        return _reference_gradients(ctx, grad, features, rois, level)
-    operators = torch.ops.roialign if torch.is_grad_enabled() or tracing.watched(grad, rois) else core
-    grads: Sequence[Tensor | None] = [None] * len(ctx.wanted)
-    if any(ctx.wanted):
-        values = features if ctx.how[0] in NEEDS_MAP else []
-        grads = operators.pool_grad(grad, values, ctx.shapes, ctx.channels_last, rois, level, *ctx.how)
-    return grads, operators.pool_box_grad(grad, features, rois, level, *ctx.how) if ctx.wants_boxes else None
+def _array(tensor: Tensor) -> tuple[Any, ...]:
+    """A tensor as the core takes it: address, bytes from there on, dtype, shape, strides, and itself to stay alive."""
+    if tensor is None:
+        raise operator.none_given("features")
+    address = tensor.data_ptr()
+    if not address and tensor._is_zerotensor():  # zeros without memory, which autograd may hand over as a gradient
+        tensor = torch.zeros(tensor.shape, dtype=tensor.dtype)
+        address = tensor.data_ptr()
+    held = tensor.untyped_storage().nbytes() - tensor.storage_offset() * tensor.itemsize
+    return address, held, DTYPES.get(tensor.dtype, -1), tensor.shape, tensor.stride(), tensor
 
 
-def _reference_gradients(
-    ctx: Any, grad: Tensor, features: Sequence[Tensor], rois: Tensor, level: Tensor | None
-) -> tuple[Sequence[Tensor | None], Tensor | None]:
-    """The same by the reference's graph: differentiable in everything, and made of operators that batch."""
-    if not features:  # not kept, because their values do not matter
-        features = [grad.new_zeros(ctx.shapes[4 * i : 4 * i + 4]) for i in range(len(ctx.wanted))]
-
-    def leaf(tensor: Tensor, wanted: bool) -> Tensor:
-        return tensor if tensor.requires_grad == wanted else tensor.detach().requires_grad_(wanted)
-
-    again = torch.is_grad_enabled()
-    inputs = [*map(leaf, features, ctx.wanted), leaf(rois, ctx.wants_boxes)]
-    with torch.enable_grad():
-        pooled = _reference_pool(inputs[:-1], inputs[-1], level, *ctx.how)
-    wanted = [tensor for tensor in inputs if tensor.requires_grad]
-    found = torch.autograd.grad(pooled, wanted, grad, create_graph=again, allow_unused=True, materialize_grads=True)
-    each = iter(found)
-    *grads, box_grad = [next(each) if tensor.requires_grad else None for tensor in inputs]
-    return grads, box_grad
+def _raise_bad_row(row: int, rois: Tensor, level: Tensor | None, images: int, levels: int) -> None:
+    """Name what is wrong with the first row whose level or image does not exist."""
+    if level is not None and not 0 <= int(level[row]) < levels:
+        raise IndexError(f"level: row {row} has level {int(level[row])}; expected a whole number in [0, {levels})")
+    raise_bad_index(row, float(rois[row, 0]), images)
 
 
-def _reference_pool(
-    features: Sequence[Tensor],
-    rois: Tensor,
-    level: Tensor | None,
-    kind: str,
-    output_size: Sequence[int],
-    scales: Sequence[float],
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor:
-    size = (output_size[0], output_size[1])
-    pairs = [(scales[i], scales[i + 1]) for i in range(0, len(scales), 2)]
-    if kind == "integral":
-        return reference.prroi_pool(features[0], rois, size, pairs[0])
-    if kind == "cells":
-        return reference.roi_pool(features[0], rois, size, pairs[0])
-    return reference.roi_align(features, rois, level, size, pairs, sampling_ratio, aligned, kind)
-
-
-def _pool_anywhere(features: Sequence[Tensor], rois: Tensor, level: Tensor | None, *how: Any) -> Tensor:
-    """The operator where no kernel of ours is, as on a GPU that runs a graph which was recorded elsewhere."""
-    for tensor in (*features, rois, *([] if level is None else [level])):
-        if not isinstance(tensor, Tensor) or tensor.is_quantized or tensor.layout != torch.strided:
-            what = (
-                f"a {tensor.layout} tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            )
-            raise TypeError(f"roialign: got {what}; expected dense, not quantised tensors")
-    return _reference_pool(features, rois, level, *how)
-
-
-class _EagerPool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rois: Tensor, level: Tensor | None, how: Sequence[Any], *features: Tensor) -> Tensor:
-        _save(ctx, features, rois, level, how)
-        return core.pool(list(features), rois, level, *how)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grads, box_grad = _gradients(ctx, grad)
-        return box_grad, None, None, *grads
-
-
-def _setup_pool(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, rois, level, *how = inputs
-    _save(ctx, features, rois, level, how)
-
-
-def _backward_pool(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return *_gradients(ctx, grad), None, None, None, None, None, None
-
-
-def _setup_pool_grad(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    _, features, shapes, _, rois, level, *how = inputs
-    ctx.save_for_backward(rois, level, *features)
-    ctx.shapes, ctx.how = shapes, how
-
-
-def _backward_pool_grad(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
-    """The operator is linear in the maps, so the gradient of its transpose is itself; a maximum's choice stays."""
-    rois, level, *features = ctx.saved_tensors
-    sizes = [ctx.shapes[i : i + 4] for i in range(0, len(ctx.shapes), 4)]
-    like = next(grad for grad in grads if grad is not None)
-    full = [like.new_zeros(size) if grad is None else grad for grad, size in zip(grads, sizes, strict=True)]
-    if not features:
-        return torch.ops.roialign.pool(full, rois, level, *ctx.how), [], *[None] * 9
-    with torch.enable_grad():
-        at = [feature.detach().requires_grad_() for feature in features]
-        pooled = _reference_pool(at, rois.detach(), level, *ctx.how)
-        weight = torch.zeros_like(pooled, requires_grad=True)
-        transposed = torch.autograd.grad(
-            pooled, at, weight, create_graph=True, allow_unused=True, materialize_grads=True
-        )
-        (out,) = torch.autograd.grad(transposed, weight, full)
-    return out, [None] * len(features), *[None] * 9
-
-
-def _vmap_pool(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
-    """The batch becomes part of the images and of the boxes."""
-    features, rois, level, *how = args
-    size = info.batch_size
-
-    def spread(tensor: Tensor, dim: int | None) -> Tensor:
-        return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
-    rois = spread(rois, in_dims[1])
-    images = features[0].shape[1 if in_dims[0][0] == 0 else 0]
-    batch_index(rois[..., 0], images)  # now, while a row is the caller's row and a batch has only its own images
-    if level is not None:
-        level = spread(level, in_dims[2]).flatten()
-    if any(dim is not None for dim in in_dims[0]):
-        features = [spread(*pair).flatten(0, 1) for pair in zip(features, in_dims[0], strict=True)]
-        if size * images > 2**24:  # float32 counts no further
-            rois = rois.double()
-        shift = torch.arange(size, dtype=rois.dtype)[:, None, None] * images
-        rois = torch.cat([rois[..., :1] + shift, rois[..., 1:]], -1)
-    out = torch.ops.roialign.pool(features, rois.flatten(0, 1).contiguous(), level, *how)
-    return out.reshape(size, rois.shape[1], *out.shape[1:]), 0
-
-
-_library = torch.library.Library("roialign", "FRAGMENT")
-_HOW = "Tensor? level, str kind, SymInt[] output_size, float[] scales, SymInt sampling_ratio, bool aligned"
-_library.define(f"pool(Tensor[] features, Tensor rois, {_HOW}) -> Tensor")
-_library.define(
-    f"pool_grad(Tensor grad, Tensor[] features, SymInt[] shapes, bool channels_last, Tensor rois, {_HOW}) -> Tensor[]"
-)
-_library.define(f"pool_box_grad(Tensor grad, Tensor[] features, Tensor rois, {_HOW}) -> Tensor")
-_library.impl("pool", _pool_anywhere, "CompositeExplicitAutograd")
-for _name in ("pool", "pool_grad", "pool_box_grad"):
-    if not core.UNREADY:
-        _library.impl(_name, getattr(core, _name), "CPU")
-    torch.library.register_fake(f"roialign::{_name}", getattr(core, f"{_name}_fake"), lib=_library)
-torch.library.register_autograd("roialign::pool", _backward_pool, setup_context=_setup_pool, lib=_library)
-torch.library.register_autograd(
-    "roialign::pool_grad", _backward_pool_grad, setup_context=_setup_pool_grad, lib=_library
-)
-torch.library.register_vmap("roialign::pool", _vmap_pool, lib=_library)
+KERNELS = _Kernels()
+pool = operator.call
+if not UNREADY:
+    operator.register("cpu", KERNELS)

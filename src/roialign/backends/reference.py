@@ -15,86 +15,88 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .. import axis
-from ..boxes import batch_index, check_memory, on_empty_map, pool_by_level, too_large, usable
+from ..boxes import on_empty_map, usable
+from ..spec import KINDS, Call, Pooling, too_large
 from . import tracing
-from .core import is_channels_last
+from .index import batch_index
+from .memory import check_memory, laid_out_as
 
 CHUNK = 2**23  # elements of the largest intermediate of one chunk
 MOST = 2**31  # elements that may be needed for one box alone
 
 
-def why_not(input: Tensor) -> str:
+def why_not(call: Call) -> str:
     """The reference serves every call."""
     return ""
 
 
-def roi_align(
-    features: Sequence[Tensor],
-    rois: Tensor,
-    level: Tensor | None,
-    output_size: tuple[int, int],
-    scales: Sequence[tuple[float, float]],
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
-) -> Tensor:
-    """``out[k] = Ay[k] @ input[n_k] @ Ax[k].T``, or the maximum of the same over a bin's samples."""
-    pool = partial(_align, output_size=output_size, sampling_ratio=sampling_ratio, aligned=aligned, mode=mode)
+def pool(features: Sequence[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+    """Pool from one feature map, or each box from the map of its level."""
+    one = POOLS[spec.kind]
     if level is None:
-        return pool(features[0], rois, scales=scales[0])
+        return one(features[0], rois, spec)
     if tracing.hides_values(rois):  # which box goes where is not known yet: pool every box on every level and choose
-        pooled = [pool(feature, rois, scales=scale) for feature, scale in zip(features, scales, strict=True)]
+        pooled = [one(feature, rois, spec.on(index)) for index, feature in enumerate(features)]
         out = pooled[0]
         for index, candidate in enumerate(pooled[1:], 1):
             out = torch.where((level == index)[:, None, None, None], candidate, out)
         return out
-    batch_index(rois[:, 0].detach(), features[0].shape[0])  # here, where a message can name the caller's row
-    out = pool_by_level(level, len(features), lambda i, row: pool(features[i], rois[row], scales=scales[i]))
-    return laid_out_as(features[0], out)
+    return by_level(features, rois, level, spec, one)
 
 
-def _align(
-    input: Tensor,
+def by_level(
+    features: Sequence[Tensor],
     rois: Tensor,
-    output_size: tuple[int, int],
-    scales: tuple[float, float],
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
+    level: Tensor,
+    spec: Pooling,
+    one: Callable[[Tensor, Tensor, Pooling], Tensor],
 ) -> Tensor:
-    lengths = input.shape[2:]
+    """Pool the boxes of each level with one call of ``one``, and return them in their own order."""
+    batch_index(rois[:, 0].detach(), features[0].shape[0])  # here, where a message can name the caller's row
+    rows = [(level == index).nonzero()[:, 0] for index in range(len(features))]
+    parts = [one(feature, rois[row], spec.on(i)) for i, (feature, row) in enumerate(zip(features, rows, strict=True))]
+    return laid_out_as(features[0], torch.cat(parts)[torch.cat(rows).argsort()])
 
-    def window(along: int, lo: Tensor, hi: Tensor) -> axis.Window:
-        window = axis.align_window(lo, hi, output_size[along], scales[along], sampling_ratio, aligned)
-        if sampling_ratio > 0 or _unseen(lo):
-            return window
-        return window._replace(most=int(torch.cat([window.grid, window.grid.new_ones(1)]).max()))
 
-    if mode == "avg":
+def _window(spec: Pooling, along: int, lo: Tensor, hi: Tensor) -> axis.Window:
+    """The samples along one axis; where a largest grid can be looked up, no more than it holds."""
+    scale = spec.scale(0)[along]
+    window = axis.align_window(lo, hi, spec.output_size[along], scale, spec.sampling_ratio, spec.aligned)
+    if spec.sampling_ratio > 0 or _unseen(lo):
+        return window
+    return window._replace(most=int(torch.cat([window.grid, window.grid.new_ones(1)]).max()))
 
-        def mean_matrix(along: int, lo: Tensor, hi: Tensor) -> list[Tensor]:
-            return [axis.mean_matrix(window(along, lo, hi), output_size[along], lengths[along])]
 
-        def mean(maps: Tensor, rois: Tensor) -> Tensor:
-            (ay,), (ax,) = _each_axis(mean_matrix, rois, lengths, scales, sampling_ratio)
-            return _contract(maps, ay, ax)
+def _mean(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
+    """``out[k] = Ay[k] @ input[n_k] @ Ax[k].T``: the mean of each bin's samples."""
+    size, lengths = spec.output_size, input.shape[2:]
 
-        return _over_boxes(input, rois, scales, output_size, mean, rows=output_size)
+    def matrix(along: int, lo: Tensor, hi: Tensor) -> list[Tensor]:
+        return [axis.mean_matrix(_window(spec, along, lo, hi), size[along], lengths[along])]
 
-    # Max mode has a row per sample instead of a row per bin: as many as the largest grid, but no more than can decide
-    # the maximum.
+    def mean(maps: Tensor, rois: Tensor) -> Tensor:
+        (ay,), (ax,) = _each_axis(matrix, rois, lengths, spec)
+        return _contract(maps, ay, ax)
+
+    return _over_boxes(input, rois, spec, mean, rows=size)
+
+
+def _maximum(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
+    """The same with a row per sample instead of a row per bin, and the maximum over each bin's."""
+    size, lengths = spec.output_size, input.shape[2:]
+    # As many rows as the largest grid has samples, but no more than can decide the maximum.
     samples = [axis.max_samples(length) for length in lengths]
-    if sampling_ratio > 0:
-        samples = [min(sampling_ratio, most) for most in samples]
+    if spec.sampling_ratio > 0:
+        samples = [min(spec.sampling_ratio, most) for most in samples]
     elif not _unseen(rois):
-        valid = torch.where(usable(_wide(rois), scales)[:, None], rois.detach(), 0)
-        grids = _each_axis(lambda *edges: [window(*edges).grid], valid, lengths, scales, sampling_ratio)
+        valid = torch.where(usable(_wide(rois), spec.scale(0))[:, None], rois.detach(), 0)
+        grids = _each_axis(lambda *edges: [_window(spec, *edges).grid], valid, lengths, spec)
         samples = [
             int(torch.cat([grid, grid.new_ones(1)]).clamp(1, most).max())
             for (grid,), most in zip(grids, samples, strict=True)
         ]
 
-    rows = (output_size[0] * samples[0], output_size[1] * samples[1])
+    rows = (size[0] * samples[0], size[1] * samples[1])
     needed = 8 * sum(row * length for row, length in zip(rows, lengths, strict=True))
     if not _unseen(rois) and len(rois) and needed > MOST:
         raise MemoryError(
@@ -102,13 +104,11 @@ def _align(
             f"{lengths[1]} cells; expected at most {MOST:.1e} (the native backend has no such limit)"
         )
 
-    def sample_matrix(along: int, lo: Tensor, hi: Tensor) -> list[Tensor]:
-        return [*axis.sample_matrix(window(along, lo, hi), output_size[along], lengths[along], samples[along])]
+    def matrix(along: int, lo: Tensor, hi: Tensor) -> list[Tensor]:
+        return [*axis.sample_matrix(_window(spec, along, lo, hi), size[along], lengths[along], samples[along])]
 
     def maximum(maps: Tensor, rois: Tensor) -> Tensor:
-        (ay, real_y), (ax, real_x) = _each_axis(
-            sample_matrix, rois, lengths, scales, sampling_ratio
-        )  # [k, PH, S, H], [k, PH, S]
+        (ay, real_y), (ax, real_x) = _each_axis(matrix, rois, lengths, spec)  # [k, PH, S, H], [k, PH, S]
         value = _contract(maps, ay.flatten(1, 2), ax.flatten(1, 2))  # [k, C, PH * Sy, PW * Sx]
         value = value.reshape(*value.shape[:2], *ay.shape[1:3], *ax.shape[1:3])
         value = value.transpose(3, 4)  # [k, C, PH, PW, Sy, Sx]
@@ -116,37 +116,37 @@ def _align(
         best = torch.where(real, value, -torch.inf).flatten(-2).max(-1).values  # the first maximum gets the gradient
         return torch.where(real.flatten(-2).any(-1), best, 0)  # an empty grid
 
-    return _over_boxes(input, rois, scales, output_size, maximum, rows)
+    return _over_boxes(input, rois, spec, maximum, rows)
 
 
-def prroi_pool(input: Tensor, rois: Tensor, output_size: tuple[int, int], scales: tuple[float, float]) -> Tensor:
+def _integral(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
     """``out[k] = Ay[k] @ input[n_k] @ Ax[k].T`` with the exact integral's matrices."""
 
     def integral(maps: Tensor, rois: Tensor) -> Tensor:
         wide = _wide(rois)
         (ay, ax) = (
             axis.integral_matrix(wide[:, lo], wide[:, lo + 2], bins, length, scale)
-            for lo, bins, length, scale in zip((2, 1), output_size, maps.shape[-2:], scales, strict=True)
+            for lo, bins, length, scale in zip((2, 1), spec.output_size, maps.shape[-2:], spec.scale(0), strict=True)
         )
         return _contract(maps, ay, ax)
 
-    return _over_boxes(input, rois, scales, output_size, integral, rows=output_size)
+    return _over_boxes(input, rois, spec, integral, rows=spec.output_size)
 
 
-def roi_pool(input: Tensor, rois: Tensor, output_size: tuple[int, int], scales: tuple[float, float]) -> Tensor:
+def _cells(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
     """The maximum over each bin's cells, along x and then along y; the first maximum in row-major order wins."""
 
     def mask(along: int, lo: Tensor, hi: Tensor) -> list[Tensor]:
-        return [axis.pool_mask(lo, hi, output_size[along], input.shape[2 + along], scales[along])]
+        return [axis.pool_mask(lo, hi, spec.output_size[along], input.shape[2 + along], spec.scale(0)[along])]
 
     def maximum(maps: Tensor, rois: Tensor) -> Tensor:
-        (my,), (mx,) = _each_axis(mask, rois, input.shape[2:], scales)
+        (my,), (mx,) = _each_axis(mask, rois, input.shape[2:], spec)
         columns = torch.stack([_greatest(maps, m[:, None, None, :], -1) for m in mx.unbind(1)], -1)  # [k, C, H, PW]
         pooled = torch.stack([_greatest(columns, m[:, None, :, None], -2) for m in my.unbind(1)], -2)
         filled = my.any(-1)[:, None, :, None] & mx.any(-1)[:, None, None, :]
         return torch.where(filled, pooled, 0)
 
-    return _over_boxes(input, rois, scales, output_size, maximum, rows=(input.shape[2], input.shape[3]))
+    return _over_boxes(input, rois, spec, maximum, rows=(input.shape[2], input.shape[3]))
 
 
 def _greatest(values: Tensor, mask: Tensor, dim: int) -> Tensor:
@@ -161,14 +161,14 @@ def _each_axis(
     make: Callable[[int, Tensor, Tensor], list[Tensor]],
     rois: Tensor,
     lengths: Sequence[int],
-    scales: tuple[float, float],
-    sampling_ratio: int = 0,
+    spec: Pooling,
 ) -> list[list[Tensor]]:
     """``make(axis, lo, hi)`` for y and for x, with edges in float64 where float32 cannot hold a box's positions."""
     made = []
-    for along, (length, scale) in enumerate(zip(lengths, scales, strict=True)):
+    ratio = spec.sampling_ratio if KINDS[spec.kind].samples else 0
+    for along, (length, scale) in enumerate(zip(lengths, spec.scale(0), strict=True)):
         lo, hi = rois[:, 2 - along], rois[:, 4 - along]
-        fits = axis.fits_float32(lo.detach(), hi.detach(), scale, length, sampling_ratio)
+        fits = axis.fits_float32(lo.detach(), hi.detach(), scale, length, ratio)
         if lo.dtype == torch.float64 or lo.device.type == "mps" or (not _unseen(fits) and bool(fits.all())):
             made.append(make(along, lo, hi))  # Metal has no float64
         elif not _unseen(fits) and not bool(fits.any()):
@@ -184,8 +184,7 @@ def _each_axis(
 def _over_boxes(
     input: Tensor,
     rois: Tensor,
-    scales: tuple[float, float],
-    output_size: tuple[int, int],
+    spec: Pooling,
     pool: Callable[[Tensor, Tensor], Tensor],
     rows: tuple[int, int],
 ) -> Tensor:
@@ -196,13 +195,13 @@ def _over_boxes(
     gradient is 0.
     """
     images, channels, height, width = input.shape
-    boxes = rois.shape[0]
+    boxes, output_size = rois.shape[0], spec.output_size
     check_memory("input", input)
     check_memory("boxes", rois)
     if not tracing.hides_values(rois) and boxes * channels * output_size[0] * output_size[1] * input.itemsize >= 2**47:
         raise too_large((boxes, channels, *output_size))
     index = batch_index(rois[:, 0].detach(), images)
-    valid = (index >= 0) & usable(_wide(rois), scales)
+    valid = (index >= 0) & usable(_wide(rois), spec.scale(0))
     rois = torch.where(valid[:, None], rois, 0)
     index = index.clamp(min=0)
     accumulate = torch.promote_types(input.dtype, torch.float32)
@@ -277,8 +276,9 @@ def _unseen(tensor: Tensor) -> bool:
     return tracing.hides_values(tensor) or tensor.device.type != "cpu"
 
 
-def laid_out_as(input: Tensor, out: Tensor) -> Tensor:
-    """Channels_last in gives channels_last out; a transform of ``torch.func`` does not tell the layout."""
-    if tracing.transforms() or not is_channels_last(input):
-        return out
-    return out.contiguous(memory_format=torch.channels_last)
+POOLS: dict[str, Callable[[Tensor, Tensor, Pooling], Tensor]] = {
+    "avg": _mean,
+    "max": _maximum,
+    "integral": _integral,
+    "cells": _cells,
+}

@@ -71,6 +71,11 @@ def values_seen() -> Iterator[None]:
         _repeated.now = before
 
 
+def any_requires_grad(*tensors: Tensor) -> bool:
+    """Whether autograd wants to know of any of them."""
+    return torch._C._any_requires_grad(*tensors)
+
+
 def records_torchscript() -> bool:
     """Inside ``torch.jit.trace``, and so in the ONNX exporter that is built on it."""
     return not torch.compiler.is_compiling() and torch._C._is_tracing()

@@ -19,10 +19,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from ..boxes import pool_by_level
-from ..functional import prroi_pool, roi_pool
-from ..integrations import pooler as accepted
-from ..modules import MultiScaleRoIAlign, assign_levels
+from ..pyramid import MultiScaleRoIAlign
 from .weights import load_weights
 
 POOLINGS = ("roi_align", "roi_align_max", "prroi_pool", "roi_pool")
@@ -275,35 +272,10 @@ def _info(body: nn.Module) -> Any:
 def _pooler(
     pooling: str, names: list[str], output_size: int, sampling_ratio: int, canonical_scale: float
 ) -> MultiScaleRoIAlign:
-    if pooling in ("prroi_pool", "roi_pool"):
-        return _MultiScalePool(pooling, names, output_size, canonical_scale)
-    mode = "max" if pooling == "roi_align_max" else "avg"
-    return MultiScaleRoIAlign(names, output_size, sampling_ratio, canonical_scale=canonical_scale, mode=mode)
-
-
-class _MultiScalePool(accepted.MultiScaleRoIAlign):
-    """Precise RoI pooling or RoIPool, each box from the pyramid level that fits its size."""
-
-    def __init__(self, pooling: str, names: list[str], output_size: int, canonical_scale: float) -> None:
-        super().__init__(names, output_size, 0, canonical_scale=canonical_scale)
-        self.pool = prroi_pool if pooling == "prroi_pool" else roi_pool
-
-    def forward(
-        self, x: Mapping[str, Tensor], boxes: Sequence[Tensor], image_shapes: Sequence[tuple[int, int]]
-    ) -> Tensor:
-        features, rois, level, scales = assign_levels(
-            x, boxes, image_shapes, self.featmap_names, self.canonical_scale, self.canonical_level
-        )
-
-        def pool(index: int, row: Tensor) -> Tensor:
-            return self.pool(features[index], rois[row], self.output_size, scales[index])
-
-        if level is None:
-            return self.pool(features[0], rois, self.output_size, scales[0])
-        return pool_by_level(level, len(features), pool)
-
-    def extra_repr(self) -> str:
-        return f"pool={self.pool.__name__}, " + super().extra_repr()
+    operator, mode = ("roi_align", "max") if pooling == "roi_align_max" else (pooling, "avg")
+    return MultiScaleRoIAlign(
+        names, output_size, sampling_ratio, canonical_scale=canonical_scale, mode=mode, operator=operator
+    )
 
 
 class ScaledTransform(GeneralizedRCNNTransform):  # type: ignore[misc]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..backends import reference
-from ..functional import (
+from ..spec import (
     OutputSize,
+    Pooling,
     SpatialScale,
     check_aligned,
     check_mode,
@@ -123,10 +124,9 @@ class Explanation:
             raise ValueError(f"row, column: got {row}, {column}; expected a bin of {bins.shape[0]} x {bins.shape[1]}")
         features = self.map[None, None].clone().requires_grad_()
         rois = torch.tensor([[0, *self.box]], dtype=torch.float64, requires_grad=True)
-        output = reference.roi_align(
-            [features], rois, None, self.output_size, [(self.y.scale, self.x.scale)],
-            self.sampling_ratio, self.aligned, self.mode,
-        )  # fmt: skip
+        scale = (self.y.scale, self.x.scale)
+        spec = Pooling(self.mode, self.output_size, scale, self.sampling_ratio, self.aligned)
+        output = reference.pool([features], rois, None, spec)
         to_map, to_rois = torch.autograd.grad(output[0, 0, row, column], (features, rois))
         return Gradient(to_map[0, 0], to_rois[0, 1:])
 
@@ -270,13 +270,13 @@ def explain(
     rois = torch.tensor([[0, *edges]], dtype=torch.float64)
     features = values[None, None]
     avg, most = (
-        reference.roi_align([features], rois, None, size, [scales], ratio, aligned, each)[0, 0]
+        reference.pool([features], rois, None, Pooling(each, size, scales, ratio, aligned))[0, 0]
         for each in ("avg", "max")
     )
     # In cells of the map, where RoIAlign's window lies.
     window = torch.stack([rois[0, 0], x.edges[0], y.edges[0], x.edges[-1], y.edges[-1]])[None]
-    exact = reference.prroi_pool(features, window, size, (1.0, 1.0))[0, 0]
-    pooled = reference.roi_pool(features, rois, size, scales)[0, 0]
+    exact = reference.pool([features], window, None, Pooling("integral", size, (1.0, 1.0)))[0, 0]
+    pooled = reference.pool([features], rois, None, Pooling("cells", size, scales))[0, 0]
     return Explanation(values, edges, size, ratio, aligned, mode, y, x, avg, most, exact, pooled, image)
 
 

@@ -14,7 +14,7 @@ from importlib.resources import files
 from io import BytesIO
 from typing import Any
 
-from ..functional import check_aligned, check_mode, check_output_size, check_sampling_ratio, check_scale
+from ..spec import check_aligned, check_mode, check_output_size, check_sampling_ratio, check_scale
 
 OPERATORS = ("roi_align", "prroi_pool", "roi_pool")
 LANGUAGES = ("en", "zh")

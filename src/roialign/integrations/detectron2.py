@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
 from .. import backends
-from ..functional import check_aligned, check_input, check_output_size, check_sampling_ratio, check_scale, checked_rois
+from ..functional import checked_rois
+from ..spec import Pooling, check_aligned, check_input, check_output_size, check_sampling_ratio, check_scale
 from .torchscript import register
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ def roi_pooler(
         size = ((corner[:, 2] - corner[:, 0]) * (corner[:, 3] - corner[:, 1])).sqrt()
         target = torch.floor(canonical_level + torch.log2(size / canonical_box_size + 2.0**-52))
         level = (target.nan_to_num(0) - min_level).clamp(0, len(scales) - 1).long()
-    pool = backends.choose(x[0]).roi_align
-    return pool(x, rois, level, output_size, scales, sampling_ratio, aligned, "avg")
+    flat = [scale for pair in scales for scale in pair]
+    return backends.pool(x, rois, level, Pooling("avg", output_size, flat, sampling_ratio, aligned))
 
 
 def _scriptable_roi_pooler(

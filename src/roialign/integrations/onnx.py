@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..backends import native  # noqa: F401, it registers torch.ops.roialign.pool
+from ..backends import operator  # noqa: F401, it defines torch.ops.roialign.pool
 
 __all__ = ["onnx_translation_table"]
 

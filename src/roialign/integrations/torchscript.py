@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._jit_internal import BroadcastingList2  # type: ignore[attr-defined]
 
-from .. import functional, modules
+from .. import functional, levels
 
 _ONE = "Tensor input, Tensor[] boxes, bool listed, SymInt[] output_size, float[] spatial_scale"
 _PYRAMID = "Tensor[] features, str[] names, Tensor[] boxes, SymInt[] heights, SymInt[] widths, str[] featmap_names"
@@ -73,7 +73,7 @@ def _multi_scale_roi_align(
     canonical_scale: float,
     canonical_level: int,
     aligned: bool,
-    mode: str,
+    kind: str,
 ) -> Tensor:
     pooled: Tensor = torch.ops.roialign.multi_scale_roi_align(
         list(x.values()),
@@ -87,7 +87,7 @@ def _multi_scale_roi_align(
         canonical_scale,
         canonical_level,
         aligned,
-        mode,
+        kind,
     )
     return pooled
 
@@ -101,7 +101,7 @@ def _of_a_pyramid(
     features: list[Tensor], names: list[str], boxes: list[Tensor], heights: list[int], widths: list[int], *how: Any
 ) -> Tensor:
     named = dict(zip(names, features, strict=True))
-    return modules.multi_scale_roi_align(named, boxes, list(zip(heights, widths, strict=True)), *how)
+    return levels.multi_scale_roi_align(named, boxes, list(zip(heights, widths, strict=True)), *how)
 
 
 def register(
@@ -140,9 +140,9 @@ register(
     lambda input, boxes, listed, *how: functional.roi_pool(input, _given(boxes, listed), *how),
 )
 register(
-    modules.multi_scale_roi_align,
+    levels.multi_scale_roi_align,
     _multi_scale_roi_align,
     f"{_PYRAMID}, SymInt[] output_size, SymInt sampling_ratio, float canonical_scale, int canonical_level, "
-    "bool aligned, str mode",
+    "bool aligned, str kind",
     _of_a_pyramid,
 )

@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ...outputs import write_atomically
-from ..explanation import Explanation
 from . import bins, gradient, matrices, quantisation, region, sample, style, sums
 from .style import RC, Bin
+
+if TYPE_CHECKING:
+    from ..explanation import Explanation
 
 __all__ = ["FIGURES", "draw", "save"]
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ... import axis
-from ..explanation import Explanation
 from . import style
 from .style import BOX, INK, MUTED, Bin
+
+if TYPE_CHECKING:
+    from ..explanation import Explanation
 
 MAKES = (("avg", "-", "mean"), ("max", ":", "maximum"), ("exact", "--", "exact"))
 

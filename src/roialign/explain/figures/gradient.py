@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
-from ..explanation import Explanation
 from . import style
 from .quantisation import write_sides
 from .style import BOX, INK, Bin
+
+if TYPE_CHECKING:
+    from ..explanation import Explanation
 
 
 def draw_gradient(axes: Axes, explanation: Explanation, bin: Bin, room: float) -> None:

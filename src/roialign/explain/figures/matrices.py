@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize
@@ -10,9 +10,11 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from ..explanation import Explanation
 from . import style
 from .style import INK, Bin
+
+if TYPE_CHECKING:
+    from ..explanation import Explanation
 
 GAP = 0.72  # inches between two pictures
 

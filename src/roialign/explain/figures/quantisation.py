@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.axes import Axes
@@ -10,10 +11,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from ..explanation import Explanation
 from . import style
 from .region import draw_map, draw_samples
 from .style import BOX, INK, POOL, Bin, View
+
+if TYPE_CHECKING:
+    from ..explanation import Explanation
 
 
 def pool_edges(explanation: Explanation) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.axes import Axes
@@ -10,9 +11,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from ..explanation import Explanation
 from . import style
 from .style import BOX, INK, Bin, View
+
+if TYPE_CHECKING:
+    from ..explanation import Explanation
 
 CORNERS = ((-1, -1), (-1, 1), (1, -1), (1, 1))  # of a cell, (y, x)
 

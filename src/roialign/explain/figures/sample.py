@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from ..explanation import Explanation
 from . import style
 from .style import BOX, INK, MUTED, Bin
+
+if TYPE_CHECKING:
+    from ..explanation import Explanation
 
 LETTERS = "ABCD"
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7")  # Okabe and Ito; the letters say the same in grey

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from matplotlib.axes import Axes
@@ -14,8 +14,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-from ..explanation import Explanation
 from ..values import AxisValues
+
+if TYPE_CHECKING:
+    from ..explanation import Explanation
 
 # Okabe and Ito's colours. Where two lines meet in one figure, they also differ in style, so that grey tells them apart.
 INK, MUTED, BOX, POOL = "#1a1a1a", "#5f5f5f", "#d55e00", "#0072b2"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from matplotlib.axes import Axes
 
-from ..explanation import Explanation
 from . import style
 from .style import BOX, Bin
+
+if TYPE_CHECKING:
+    from ..explanation import Explanation
 
 MOST = 16  # samples on one figure
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..modules import MultiScaleRoIAlign, RoIAlign, RoIPool
+from ..modules import RoIAlign, RoIPool
 from .detectron2 import ROIPooler
 
 
@@ -106,6 +106,8 @@ def _path(kind: type) -> str:
 
 
 def _torchvision_pyramid(module: Any) -> nn.Module:
+    from ..pyramid import MultiScaleRoIAlign  # which imports torchvision
+
     return MultiScaleRoIAlign(
         module.featmap_names,
         module.output_size,

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import native
+from ..backends import reference
 from ..boxes import whole_index
+from ..spec import Pooling
 
 
 def decomposition_table() -> dict[Any, Callable[..., Any]]:
@@ -36,5 +37,5 @@ def decomposition_table() -> dict[Any, Callable[..., Any]]:
     return {operators.pool.default: _pool, operators.batch_index.default: whole_index}
 
 
-def _pool(features: list[Tensor], rois: Tensor, level: Tensor | None, *how: Any) -> Tensor:
-    return native._reference_pool(features, rois, level, *how)
+def _pool(features: list[Tensor], rois: Tensor, level: Tensor | None, *fields: Any) -> Tensor:
+    return reference.pool(features, rois, level, Pooling(*fields))

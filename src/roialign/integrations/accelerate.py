@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor, nn
 
-from ..backends import core
+from ..backends import native
+from ..backends.memory import allocate
 from ..boxes import check_boxes, raise_bad_index
-from .models import Replacement, replace_pooling
+from ..spec import Pooling
+from .replace import Replacement, replace_pooling
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -108,8 +110,8 @@ class _Takeover:
 
     def add(self, user: Acceleration) -> tuple[str, ...]:
         _load_torchvision()
-        if core.UNREADY:
-            warnings.warn(f"roialign.accelerate: nothing is taken over: {core.UNREADY}", stacklevel=4)
+        if native.UNREADY:
+            warnings.warn(f"roialign.accelerate: nothing is taken over: {native.UNREADY}", stacklevel=4)
             return ()
         with self.lock:
             if not self.users:
@@ -171,11 +173,9 @@ def _make_roi_align(theirs: Any) -> Kernel:
             out: Tensor = theirs.call_boxed(CPU, input, safe, scale, height, width, ratio, aligned)
             return out if odd is None else out.masked_fill_(odd[:, None, None, None], torch.nan)
         # Contiguous whatever the input is, as torchvision's shape rule promises to compiled code.
-        out = core.allocate((rois.shape[0], input.shape[1], height, width), input, channels_last=False)
-        how = ([height, width], [scale, scale], max(ratio, 0), aligned)
-        return _with_whole_indices(
-            lambda rois: core.pool_into(out, [input], rois, None, "avg", *how), rois, input.shape[0]
-        )
+        out = allocate((rois.shape[0], input.shape[1], height, width), input, channels_last=False)
+        spec = Pooling("avg", (height, width), (scale, scale), max(ratio, 0), aligned)
+        return _with_whole_indices(lambda rois: native.pool_into(out, [input], rois, None, spec), rois, input.shape[0])
 
     return roi_align
 
@@ -192,9 +192,9 @@ def _make_roi_align_backward(theirs: Any) -> Kernel:
             rois, odd = _safe_boxes(rois, shape[0], scale)
             grad = grad if odd is None else grad.masked_fill(odd[:, None, None, None], 0)
             return theirs.call_boxed(CPU, grad, rois, scale, height, width, *map_shape_and_how)  # type: ignore[no-any-return]
-        how = ([height, width], [scale, scale], max(ratio, 0), aligned)
+        spec = Pooling("avg", (height, width), (scale, scale), max(ratio, 0), aligned)
         return _with_whole_indices(
-            lambda rois: core.pool_grad(grad, [], shape, False, rois, None, "avg", *how)[0], rois, shape[0]
+            lambda rois: native.KERNELS.pool_grad(grad, [], shape, False, rois, None, spec)[0], rois, shape[0]
         )
 
     return roi_align_backward

@@ -1,0 +1,323 @@
+"""The operators, whatever device runs them: schema, shapes for tracing, autograd, vmap.
+
+    torch.ops.roialign.pool           pooled
+    torch.ops.roialign.pool_grad      gradient to the maps: the transposed contraction
+    torch.ops.roialign.pool_box_grad  gradient to the rois: the contraction with the matrices' derivative
+
+A backend hands in its device's kernels with :func:`register`. What no kernel computes is the reference's: forward-mode
+AD, functorch's gradients, second derivatives that involve the boxes, and devices without kernels, where a recorded
+graph may run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..spec import KINDS, MOST_BINS, Pooling, check_kind
+from . import reference, tracing
+from .index import batch_index
+from .memory import allocate, is_channels_last
+
+Result = TypeVar("Result")
+
+
+class Kernels(Protocol):
+    """What a device computes. Anybody may call the operators, so that nothing here was checked by ``functional``."""
+
+    def pool(self, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+        """Forward: :func:`make_output`, filled."""
+
+    def pool_grad(
+        self,
+        grad: Tensor,
+        features: list[Tensor],
+        shapes: list[int],
+        channels_last: bool,
+        rois: Tensor,
+        level: Tensor | None,
+        spec: Pooling,
+    ) -> list[Tensor]:
+        """Gradient to the maps, which have these shapes; ``features`` are there only where a maximum was taken."""
+
+    def pool_box_grad(
+        self, grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling
+    ) -> Tensor:
+        """Gradient to the rois, ``[K, 5]``; that of the batch index is 0."""
+
+
+class _Dispatched:
+    """The kernels that PyTorch's dispatcher chooses, seen by all who watch."""
+
+    def pool(self, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+        return torch.ops.roialign.pool(features, rois, level, *spec)  # type: ignore[no-any-return]
+
+    def pool_grad(
+        self,
+        grad: Tensor,
+        features: list[Tensor],
+        shapes: list[int],
+        channels_last: bool,
+        rois: Tensor,
+        level: Tensor | None,
+        spec: Pooling,
+    ) -> list[Tensor]:
+        operator = torch.ops.roialign.pool_grad
+        return operator(grad, features, shapes, channels_last, rois, level, *spec)  # type: ignore[no-any-return]
+
+    def pool_box_grad(
+        self, grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling
+    ) -> Tensor:
+        return torch.ops.roialign.pool_box_grad(grad, features, rois, level, *spec)  # type: ignore[no-any-return]
+
+
+DISPATCHED = _Dispatched()
+_kernels: dict[str, Kernels] = {}  # by type of device
+
+
+def register(device: str, kernels: Kernels) -> None:
+    """Let these kernels run the operators on a type of device."""
+    _kernels[device] = kernels
+    for name in _NAMES:
+        _library.impl(name, _unpacked(getattr(kernels, name)), device.upper())
+
+
+def _unpacked(kernel: Callable[..., Result]) -> Callable[..., Result]:
+    """The dispatcher hands over the fields of a :class:`Pooling` one by one."""
+    return lambda *args: kernel(*args[:-_FIELDS], Pooling(*args[-_FIELDS:]))
+
+
+def call(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+    """The operator, or in plain eager mode what it comes to: dispatching in Python outweighs a small call."""
+    if tracing.differentiates_forward():
+        return reference.pool(features, rois, level, spec)
+    if tracing.watched(*features, rois):
+        return DISPATCHED.pool(features, rois, level, spec)
+    if torch.is_grad_enabled() and tracing.any_requires_grad(*features, rois):
+        return _EagerPool.apply(rois, level, spec, *features)  # type: ignore[no-any-return]
+    return _kernels["cpu"].pool(features, rois, level, spec)
+
+
+# Autograd.
+
+
+def _save(ctx: Any, features: Sequence[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> None:
+    # What is wanted is settled here: requires_grad of a leaf may be another when the backward pass runs.
+    ctx.wanted = [feature.requires_grad for feature in features]
+    ctx.wants_boxes = rois.requires_grad
+    keep = ctx.wants_boxes or KINDS[spec.kind].maximum
+    ctx.save_for_backward(rois, level, *(features if keep else ()))
+    ctx.shapes = [size for feature in features for size in feature.shape]
+    ctx.channels_last = is_channels_last(features[0])
+    ctx.spec = spec
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Sequence[Tensor | None], Tensor | None]:
+    """Gradients to the maps and to the rois, themselves differentiable."""
+    rois, level, *features = ctx.saved_tensors
+    twice = ctx.wants_boxes and torch.is_grad_enabled()
+    kernels = DISPATCHED if grad.is_meta else _kernels.get(grad.device.type)
+    if twice or tracing.batches(grad) or kernels is None:
+        return _reference_gradients(ctx, grad, features, rois, level)
+    if torch.is_grad_enabled() or tracing.watched(grad, rois):
+        kernels = DISPATCHED
+    grads: Sequence[Tensor | None] = [None] * len(ctx.wanted)
+    if any(ctx.wanted):
+        values = features if KINDS[ctx.spec.kind].maximum else []
+        grads = kernels.pool_grad(grad, values, ctx.shapes, ctx.channels_last, rois, level, ctx.spec)
+    return grads, kernels.pool_box_grad(grad, features, rois, level, ctx.spec) if ctx.wants_boxes else None
+
+
+def _reference_gradients(
+    ctx: Any, grad: Tensor, features: Sequence[Tensor], rois: Tensor, level: Tensor | None
+) -> tuple[Sequence[Tensor | None], Tensor | None]:
+    """The same by the reference's graph: differentiable in everything, and made of operators that batch."""
+    if not features:  # not kept, because their values do not matter
+        features = [grad.new_zeros(ctx.shapes[4 * i : 4 * i + 4]) for i in range(len(ctx.wanted))]
+
+    def leaf(tensor: Tensor, wanted: bool) -> Tensor:
+        return tensor if tensor.requires_grad == wanted else tensor.detach().requires_grad_(wanted)
+
+    again = torch.is_grad_enabled()
+    inputs = [*map(leaf, features, ctx.wanted), leaf(rois, ctx.wants_boxes)]
+    with torch.enable_grad():
+        pooled = reference.pool(inputs[:-1], inputs[-1], level, ctx.spec)
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    found = torch.autograd.grad(pooled, wanted, grad, create_graph=again, allow_unused=True, materialize_grads=True)
+    each = iter(found)
+    *grads, box_grad = [next(each) if tensor.requires_grad else None for tensor in inputs]
+    return grads, box_grad
+
+
+def _pool_anywhere(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+    """The operator where no kernel of ours is, as on a GPU that runs a graph which was recorded elsewhere."""
+    for tensor in (*features, rois, *([] if level is None else [level])):
+        if not isinstance(tensor, Tensor) or tensor.is_quantized or tensor.layout != torch.strided:
+            what = (
+                f"a {tensor.layout} tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            )
+            raise TypeError(f"roialign: got {what}; expected dense, not quantised tensors")
+    check_kind(spec.kind)
+    return reference.pool(features, rois, level, spec)
+
+
+class _EagerPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rois: Tensor, level: Tensor | None, spec: Pooling, *features: Tensor) -> Tensor:
+        _save(ctx, features, rois, level, spec)
+        return _kernels["cpu"].pool(list(features), rois, level, spec)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grads, box_grad = _gradients(ctx, grad)
+        return box_grad, None, None, *grads
+
+
+def _setup_pool(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, rois, level, *fields = inputs
+    _save(ctx, features, rois, level, Pooling(*fields))
+
+
+def _backward_pool(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return *_gradients(ctx, grad), None, None, None, None, None, None
+
+
+def _setup_pool_grad(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    _, features, shapes, _, rois, level, *fields = inputs
+    ctx.save_for_backward(rois, level, *features)
+    ctx.shapes, ctx.spec = shapes, Pooling(*fields)
+
+
+def _backward_pool_grad(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    """The operator is linear in the maps, so the gradient of its transpose is itself; a maximum's choice stays."""
+    rois, level, *features = ctx.saved_tensors
+    sizes = [ctx.shapes[i : i + 4] for i in range(0, len(ctx.shapes), 4)]
+    like = next(grad for grad in grads if grad is not None)
+    full = [like.new_zeros(size) if grad is None else grad for grad, size in zip(grads, sizes, strict=True)]
+    if not features:
+        return DISPATCHED.pool(full, rois, level, ctx.spec), [], *[None] * 9
+    with torch.enable_grad():
+        at = [feature.detach().requires_grad_() for feature in features]
+        pooled = reference.pool(at, rois.detach(), level, ctx.spec)
+        weight = torch.zeros_like(pooled, requires_grad=True)
+        transposed = torch.autograd.grad(
+            pooled, at, weight, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        (out,) = torch.autograd.grad(transposed, weight, full)
+    return out, [None] * len(features), *[None] * 9
+
+
+def _vmap_pool(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+    """The batch becomes part of the images and of the boxes."""
+    features, rois, level, *fields = args
+    size = info.batch_size
+
+    def spread(tensor: Tensor, dim: int | None) -> Tensor:
+        return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+    rois = spread(rois, in_dims[1])
+    images = features[0].shape[1 if in_dims[0][0] == 0 else 0]
+    batch_index(rois[..., 0], images)  # now, while a row is the caller's row and a batch has only its own images
+    if level is not None:
+        level = spread(level, in_dims[2]).flatten()
+    if any(dim is not None for dim in in_dims[0]):
+        features = [spread(*pair).flatten(0, 1) for pair in zip(features, in_dims[0], strict=True)]
+        if size * images > 2**24:  # float32 counts no further
+            rois = rois.double()
+        shift = torch.arange(size, dtype=rois.dtype)[:, None, None] * images
+        rois = torch.cat([rois[..., :1] + shift, rois[..., 1:]], -1)
+    out = DISPATCHED.pool(features, rois.flatten(0, 1).contiguous(), level, Pooling(*fields))
+    return out.reshape(size, rois.shape[1], *out.shape[1:]), 0
+
+
+def make_output(features: list[Tensor], rois: Tensor, output_size: Sequence[int]) -> Tensor:
+    """An output of the right shape, dtype and layout."""
+    if not features:
+        raise ValueError("features: got no maps; expected at least one")
+    first = features[0]
+    if first is None or rois is None:
+        raise none_given("rois" if rois is None else "features[0]")
+    if first.dim() != 4:
+        raise ValueError(f"features[0]: got a tensor of shape {tuple(first.shape)}; expected [N, C, H, W]")
+    if rois.dim() != 2:
+        raise ValueError(f"rois: got a tensor of shape {tuple(rois.shape)}; expected [K, 5]")
+    if len(output_size) != 2 or not (0 < output_size[0] <= MOST_BINS and 0 < output_size[1] <= MOST_BINS):
+        raise ValueError(f"output_size: got {output_size}; expected (height, width), each from 1 to 2**24")
+    size = (rois.shape[0], first.shape[1], output_size[0], output_size[1])
+    return allocate(size, first, is_channels_last(first))
+
+
+def make_gradients(grad: Tensor, shapes: list[int], channels_last: bool) -> list[Tensor]:
+    """Gradients to maps, of the right shape, dtype and layout."""
+    if grad is None:
+        raise none_given("grad")
+    if not shapes or len(shapes) % 4 or any(length < 0 for length in shapes):
+        raise ValueError(f"shapes: got {shapes}; expected N, C, H and W, none negative, of each map in turn")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    sizes = [shapes[i : i + 4] for i in range(0, len(shapes), 4)]
+    try:
+        return [torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=layout) for size in sizes]
+    except RuntimeError as error:
+        raise ValueError(f"shapes: got {shapes}; expected maps that fit into memory") from error
+
+
+def none_given(name: str) -> TypeError:
+    """For None in the place of a tensor, which PyTorch lets pass."""
+    return TypeError(f"{name}: got None; expected a tensor")
+
+
+class _Fakes:
+    """Kernels that only make their result, for tracing."""
+
+    def pool(self, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+        out = make_output(features, rois, spec.output_size)
+        _check_devices(features[0], features, rois, level)
+        return out
+
+    def pool_grad(
+        self,
+        grad: Tensor,
+        features: list[Tensor],
+        shapes: list[int],
+        channels_last: bool,
+        rois: Tensor,
+        level: Tensor | None,
+        spec: Pooling,
+    ) -> list[Tensor]:
+        _check_devices(grad, features, rois, level)
+        return make_gradients(grad, shapes, channels_last)
+
+    def pool_box_grad(
+        self, grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling
+    ) -> Tensor:
+        _check_devices(grad, features, rois, level)
+        return torch.empty_like(rois, memory_format=torch.contiguous_format)
+
+
+def _check_devices(first: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None) -> None:
+    named = [(f"features[{i}]", feature) for i, feature in enumerate(features)]
+    for name, tensor in (*named, ("rois", rois), ("level", level)):
+        if tensor is not None and tensor.device != first.device:
+            raise ValueError(f"{name}: got a tensor on {tensor.device}; expected one on {first.device}, as the others")
+
+
+_NAMES = ("pool", "pool_grad", "pool_box_grad")
+_FIELDS = len(Pooling._fields)
+_HOW = "Tensor? level, str kind, SymInt[] output_size, float[] scales, SymInt sampling_ratio, bool aligned"
+_library = torch.library.Library("roialign", "FRAGMENT")
+_library.define(f"pool(Tensor[] features, Tensor rois, {_HOW}) -> Tensor")
+_library.define(
+    f"pool_grad(Tensor grad, Tensor[] features, SymInt[] shapes, bool channels_last, Tensor rois, {_HOW}) -> Tensor[]"
+)
+_library.define(f"pool_box_grad(Tensor grad, Tensor[] features, Tensor rois, {_HOW}) -> Tensor")
+_library.impl("pool", _unpacked(_pool_anywhere), "CompositeExplicitAutograd")
+for _name in _NAMES:
+    torch.library.register_fake(f"roialign::{_name}", _unpacked(getattr(_Fakes(), _name)), lib=_library)
+torch.library.register_autograd("roialign::pool", _backward_pool, setup_context=_setup_pool, lib=_library)
+torch.library.register_autograd(
+    "roialign::pool_grad", _backward_pool_grad, setup_context=_setup_pool_grad, lib=_library
+)
+torch.library.register_vmap("roialign::pool", _vmap_pool, lib=_library)

@@ -1,0 +1,172 @@
+"""The levels of a feature pyramid: their scales, the level of each box, and pooling from all of them at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from . import backends
+from .backends.tracing import unrecorded
+from .boxes import fpn_levels
+from .functional import checked_rois
+from .spec import KINDS, OutputSize, Pooling, check_input, check_output_size, check_sampling_ratio
+
+
+def multi_scale_roi_align(
+    x: Mapping[str, Tensor],
+    boxes: Sequence[Tensor],
+    image_shapes: Sequence[tuple[int, int]],
+    featmap_names: Sequence[str],
+    output_size: OutputSize,
+    sampling_ratio: int,
+    canonical_scale: float,
+    canonical_level: int,
+    aligned: bool,
+    kind: str,
+) -> Tensor:
+    """What :class:`roialign.MultiScaleRoIAlign` does, as a function, so that ``torch.fx`` records it as one node."""
+    maps = tuple(x.values()) if isinstance(x, Mapping) else (x,)
+    if has_torch_function(maps) or has_torch_function(boxes):
+        how = (featmap_names, output_size, sampling_ratio, canonical_scale, canonical_level, aligned, kind)
+        watching = (*maps, *boxes) if isinstance(boxes, list | tuple) else (*maps, boxes)
+        return handle_torch_function(multi_scale_roi_align, watching, x, boxes, image_shapes, *how)
+    features, rois, level, scales = assign_levels(
+        x, boxes, image_shapes, featmap_names, canonical_scale, canonical_level
+    )
+    spec = Pooling(kind, check_output_size(output_size), scales)
+    if KINDS[kind].samples:
+        spec = spec._replace(sampling_ratio=check_sampling_ratio(sampling_ratio), aligned=aligned)
+    return backends.pool(features, rois, level, spec)
+
+
+class Assigned(NamedTuple):
+    """A pyramid and the boxes on it.
+
+    Attributes:
+        features: the feature maps.
+        rois: ``[K, 5]``, see ``boxes.as_rois``.
+        level: ``[K]`` index of each box's map, or None with one map.
+        scales: cells per pixel along y and x, of each map in turn.
+    """
+
+    features: list[Tensor]
+    rois: Tensor
+    level: Tensor | None
+    scales: list[float]
+
+
+def assign_levels(
+    x: Mapping[str, Tensor],
+    boxes: Sequence[Tensor],
+    image_shapes: Sequence[tuple[int, int]],
+    featmap_names: Sequence[str],
+    canonical_scale: float,
+    canonical_level: int,
+) -> Assigned:
+    """Choose the maps by name, and each box's map by its size; see :class:`roialign.MultiScaleRoIAlign`."""
+    named = unrecorded(_named_features, x, featmap_names)
+    features = list(named.values())
+    if not isinstance(boxes, list | tuple):
+        raise TypeError(f"boxes: got {type(boxes).__name__}; expected a list of one Tensor[L, 4] per image")
+    rois = checked_rois(features[0], boxes)
+    pairs = unrecorded(infer_scales, named, image_shapes)
+    level = None
+    if len(features) > 1:
+        # A level's number is -log2 of its scale; with unequal scales along y and x, of their geometric mean.
+        levels = [round(-math.log2(y * x) / 2) for y, x in pairs]
+        level = fpn_levels(boxes, levels, canonical_scale, canonical_level)
+    return Assigned(features, rois, level, [scale for pair in pairs for scale in pair])
+
+
+def _named_features(x: Mapping[str, Tensor], featmap_names: Sequence[str]) -> dict[str, Tensor]:
+    if not isinstance(x, Mapping):
+        raise TypeError(f"x: got {type(x).__name__}; expected a dict of feature maps by level name")
+    # torchvision's detectors ask for levels "0" to "3" of a backbone that may end earlier: levels coarser than the
+    # pyramid's are left out. Any other name that is not there is a mistake.
+    coarsest = max((int(name) for name in x if name.isdecimal()), default=math.inf)
+    names = [name for name in featmap_names if name in x or not (name.isdecimal() and int(name) > coarsest)]
+    missing = [name for name in names if name not in x] or ([] if names else featmap_names)
+    if missing:
+        raise ValueError(f"x: has no level {', '.join(map(repr, missing))}; it has {list(x)}")
+    features = {name: x[name] for name in names}
+    first = features[names[0]]
+    for name, feature in features.items():
+        check_input(feature, f"x[{name!r}]")
+        if (*feature.shape[:2], feature.dtype, feature.device) != (*first.shape[:2], first.dtype, first.device):
+            raise ValueError(
+                f"x[{name!r}]: got shape {tuple(feature.shape)}, {feature.dtype}, {feature.device}; expected "
+                f"images, channels, dtype and device of x[{names[0]!r}]: {tuple(first.shape)}, "
+                f"{first.dtype}, {first.device}"
+            )
+    return features
+
+
+def infer_scales(features: Mapping[str, Tensor], image_shapes: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
+    """The (y, x) scale of each feature map: a power of two, the same along both axes.
+
+    The finest map, that of most cells, decides: its scale is the largest at which the largest height and width of an
+    image lie within it, less than one cell over, since backbones may round down. Each coarser map follows from the next
+    finer one likewise. So it does not matter how far an image was padded along one axis. One that was padded to twice
+    its size or more along both looks like one of twice the scale, and gets that.
+
+    Args:
+        features: maps ``[N, C, H, W]`` by name, in any order.
+        image_shapes: (height, width) of each of the N images, in pixels, before it was padded into the batch.
+
+    Returns:
+        One scale per map, in the order of ``features``, in cells per pixel.
+
+    Raises:
+        ValueError: not one positive (height, width) per image, or maps that are no halvings of the finest one.
+    """
+    images = next(iter(features.values())).shape[0]
+    if len(image_shapes) != images:
+        raise ValueError(f"image_shapes: got {len(image_shapes)} shapes for {images} images; expected one per image")
+    if any(len(shape) != 2 or min(shape) < 1 for shape in image_shapes):
+        raise ValueError(f"image_shapes: got {list(image_shapes)}; expected positive (height, width) pairs")
+    if not image_shapes:
+        return [(1.0, 1.0)] * len(features)  # no images, no boxes: any scale will do
+    finer = (max(height for height, _ in image_shapes), max(width for _, width in image_shapes))
+    finer_name, scale, scales = "", 1.0, {}
+    for name, size in _finest_first(features):
+        step = _largest_scale(finer, size)
+        # Rounding up and padding add one cell in a halving, so less than two in a row of them.
+        if finer_name and any(cells >= side * step + 2 for side, cells in zip(finer, size, strict=True)):
+            raise ValueError(
+                f"x[{name!r}]: got {size} cells, where x[{finer_name!r}] has {finer}; "
+                f"expected both sides divided by the same power of two"
+            )
+        scales[name] = scale * step
+        if min(size) > 0:  # an empty map tells nothing of those coarser still
+            finer, finer_name, scale = size, name, scales[name]
+    return [(scales[name], scales[name]) for name in features]
+
+
+def _finest_first(features: Mapping[str, Tensor]) -> list[tuple[str, tuple[int, int]]]:
+    """Names and (height, width), by falling number of cells; without ``sorted``, which takes no symbolic sizes."""
+    ordered: list[tuple[str, tuple[int, int]]] = []
+    for name, feature in features.items():
+        height, width = feature.shape[2:]
+        place = 0
+        while place < len(ordered) and ordered[place][1][0] * ordered[place][1][1] >= height * width:
+            place += 1
+        ordered.insert(place, (name, (height, width)))
+    return ordered
+
+
+def _largest_scale(sides: tuple[int, int], cells: tuple[int, int]) -> float:
+    """The largest power of two at which ``sides`` lie within ``cells``, less than one cell over."""
+
+    def fits(scale: float) -> bool:
+        return sides[0] * scale < cells[0] + 1 and sides[1] * scale < cells[1] + 1
+
+    scale = 1.0
+    while fits(2 * scale):
+        scale *= 2
+    while not fits(scale):
+        scale /= 2
+    return scale

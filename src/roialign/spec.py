@@ -1,0 +1,220 @@
+"""What a pooling is: its kind and its numbers, what each kind needs, and every check of an argument."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+OutputSize = int | Sequence[int]
+SpatialScale = float | Sequence[float]
+Scale = tuple[float, float]  # (y, x)
+
+MOST_BINS = 2**24  # along one axis: float32 counts no further
+MOST_SAMPLES = 2**63 - 1
+
+
+class Kind(NamedTuple):
+    """What a kind of pooling needs, and what it has.
+
+    Attributes:
+        operator: the name of its function.
+        maximum: it takes a maximum; where that lies depends on the map, so its gradient needs the map again.
+        samples: it takes bilinear samples, so that it has a sampling ratio and may be aligned.
+    """
+
+    operator: str
+    maximum: bool
+    samples: bool
+
+
+KINDS = {
+    "avg": Kind("roi_align", maximum=False, samples=True),
+    "max": Kind("roi_align", maximum=True, samples=True),
+    "integral": Kind("prroi_pool", maximum=False, samples=False),
+    "cells": Kind("roi_pool", maximum=True, samples=False),  # whole ones
+}
+MODES = tuple(name for name, kind in KINDS.items() if kind.samples)  # of roi_align
+
+
+class Pooling(NamedTuple):
+    """All that a pooling is but its tensors, checked; in the order in which the operators take it.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        output_size: bins, (height, width).
+        scales: cells per pixel along y and x, of each feature map in turn.
+        sampling_ratio: samples per bin along each axis, 0 for an adaptive grid; 0 where a kind takes no samples.
+        aligned: whether positions are shifted by half a cell; False where a kind takes no samples.
+    """
+
+    kind: str
+    output_size: tuple[int, int]
+    scales: Sequence[float]
+    sampling_ratio: int = 0
+    aligned: bool = False
+
+    def scale(self, level: int) -> Scale:
+        """The (y, x) scale of one feature map."""
+        return self.scales[2 * level], self.scales[2 * level + 1]
+
+    def on(self, level: int) -> Pooling:
+        """The same on one feature map."""
+        return self._replace(scales=self.scale(level))
+
+
+class Call(NamedTuple):
+    """A pooling and its tensors, as a backend is asked whether it can serve it.
+
+    Attributes:
+        features: feature maps ``[N, C, H, W]``: one, or the levels of a pyramid.
+        rois: ``[K, 5]``, as ``boxes.as_rois`` makes them.
+        level: ``[K]`` index of each box's map, or None with one map.
+        spec: the pooling.
+    """
+
+    features: list[Tensor]
+    rois: Tensor
+    level: Tensor | None
+    spec: Pooling
+
+
+def check_output_size(output_size: OutputSize) -> tuple[int, int]:
+    """``output_size`` as (height, width)."""
+    # The usual cases come first here and below: a tiny call costs little more than these.
+    if type(output_size) is int and 0 < output_size <= MOST_BINS:
+        return output_size, output_size
+    message = (
+        f"output_size: got {output_size!r}; expected a positive int or (height, width) of positive ints, at most 2**24"
+    )
+    size = _plain(output_size, message)
+    parts = list(size) if isinstance(size, Sequence) and not isinstance(size, str | bytes) else [size, size]
+    if len(parts) != 2:
+        raise ValueError(message)
+    height, width = (_as_int(part, message) for part in parts)
+    if not (0 < height <= MOST_BINS and 0 < width <= MOST_BINS):
+        raise ValueError(message)
+    return height, width
+
+
+def check_sampling_ratio(sampling_ratio: int) -> int:
+    """``sampling_ratio`` as an int, every adaptive one as 0."""
+    if type(sampling_ratio) is int and sampling_ratio <= MOST_SAMPLES:
+        return max(sampling_ratio, 0)
+    message = f"sampling_ratio: got {sampling_ratio!r}; expected an int below 2**63, 0 or less for adaptive"
+    ratio = _as_int(sampling_ratio, message)
+    if ratio > MOST_SAMPLES:
+        raise ValueError(message)
+    return max(ratio, 0)
+
+
+def check_aligned(aligned: bool) -> bool:
+    """``aligned`` as a bool; a NumPy bool, a 0-dim tensor of one and the ints 0 and 1 say as much."""
+    if isinstance(aligned, bool):
+        return aligned
+    message = f"aligned: got {aligned!r}; expected True or False"
+    value = _plain(aligned, message)
+    if not isinstance(value, int) or value not in (0, 1):
+        raise TypeError(message)
+    return bool(value)
+
+
+def check_kind(kind: str) -> str:
+    """``kind`` as it came, if there is such a kind."""
+    if kind not in KINDS:
+        raise ValueError(f"kind: got {kind!r}; expected one of {', '.join(map(repr, KINDS))}")
+    return kind
+
+
+def check_mode(mode: str) -> str:
+    """``mode`` as it came, if there is such a mode."""
+    if mode not in MODES:
+        raise ValueError(f"mode: got {mode!r}; expected one of {', '.join(map(repr, MODES))}")
+    return mode
+
+
+def check_operator(operator: str, mode: str = "avg") -> str:
+    """The kind of pooling that an operator of this name does; only ``roi_align`` has modes."""
+    kinds = [name for name, kind in KINDS.items() if kind.operator == operator]
+    if not kinds:
+        names = dict.fromkeys(kind.operator for kind in KINDS.values())
+        raise ValueError(f"operator: got {operator!r}; expected one of {', '.join(map(repr, names))}")
+    if check_mode(mode) in kinds:
+        return mode
+    if mode != MODES[0]:
+        raise ValueError(f"mode: got {mode!r} for {operator}; expected {MODES[0]!r}, since it has no other")
+    return kinds[0]
+
+
+def check_scale(spatial_scale: SpatialScale) -> tuple[float, float]:
+    """``spatial_scale`` as (y, x)."""
+    if type(spatial_scale) is float and 0 < spatial_scale < math.inf:
+        return spatial_scale, spatial_scale
+    message = f"spatial_scale: got {spatial_scale!r}; expected a positive finite number, or two as (y, x)"
+    scale = _plain(spatial_scale, message)
+    parts: list[Any] = [_plain(part, message) for part in (scale if isinstance(scale, list | tuple) else [scale] * 2)]
+    if len(parts) != 2:
+        raise ValueError(message)
+    if any(isinstance(part, bool | str) or not hasattr(part, "__float__") for part in parts):
+        raise TypeError(message)
+    try:
+        y, x = (float(part) for part in parts)
+    except OverflowError:
+        raise ValueError(message) from None
+    if not (0 < y < math.inf and 0 < x < math.inf):
+        raise ValueError(message)
+    return y, x
+
+
+def check_input(input: Tensor, name: str = "input") -> None:
+    """A feature map must be a dense floating ``[N, C, H, W]`` tensor."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{name}: got {type(input).__name__}; expected a Tensor of shape [N, C, H, W]")
+    if input.is_quantized or input.layout != torch.strided:
+        way_out = "input.dequantize()" if input.is_quantized else "input.to_dense()"
+        raise TypeError(
+            f"{name}: got a {input.layout} tensor of {input.dtype}; expected a dense, not quantised tensor. "
+            f"Pass {way_out}"
+        )
+    if input.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise TypeError(f"{name}: got {input.dtype}; expected float16, bfloat16, float32 or float64")
+    if input.dim() != 4:
+        raise ValueError(f"{name}: got a tensor of shape {tuple(input.shape)}; expected [N, C, H, W]")
+
+
+def _as_int(value: object, message: str) -> int:
+    value = _plain(value, message)
+    if isinstance(value, bool):
+        raise TypeError(message)
+    if isinstance(value, int):  # also a symbolic int while tracing
+        return value
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(message) from None
+
+
+def _plain(value: Any, message: str) -> Any:
+    """Tensors and NumPy's arrays and scalars as Python's numbers and lists of them, anything else as it came."""
+    if isinstance(value, int | float | str | list | tuple) or not hasattr(value, "tolist"):
+        return value
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(f"{message}. It would get no gradient: pass its number, as .item() gives it")
+    try:
+        if isinstance(value, Tensor) and value.numel() == 1:  # of any rank, as torchvision takes it
+            return value.item()
+        return value.tolist()
+    except RuntimeError:  # a meta tensor has no value
+        raise TypeError(message) from None
+
+
+def too_large(size: Sequence[int]) -> ValueError:
+    """What to raise where no memory holds a result ``[K, C, height, width]``."""
+    return ValueError(
+        f"output_size: got {tuple(size[2:])} for {size[0]} boxes of {size[1]} channels; "
+        f"expected a result that fits into memory"
+    )
