@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import roialign
-from roialign.data import load_photo
+from roialign.samples import load_photo
 
 from .report import Timing, _duration, machine
 from .runner import Contender, take_turns, use_threads

@@ -26,10 +26,10 @@ from matplotlib.text import Text
 from PIL import Image
 
 import roialign
-from roialign.data import load_photo
 from roialign.explain import Explanation
 from roialign.explain.figures import bins, gradient, matrices, quantisation, region, sample, style, sums
 from roialign.explain.page import make_page
+from roialign.samples import load_photo
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig

@@ -6,7 +6,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.rpn import AnchorGenerator
 
 from roialign import MultiScaleRoIAlign  # was: from torchvision.ops import MultiScaleRoIAlign
-from roialign.data import load_photo
+from roialign.samples import load_photo
 
 backbone = mobilenet_v2(weights=None).features
 backbone.out_channels = 1280

@@ -13,6 +13,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,18 @@ from torch.nn.functional import interpolate
 from torchvision.ops import box_iou
 
 from roialign.detection import detect, load_detector
-from roialign.detection.data import CocoData, open_photo
+from roialign.detection.commands import train
+from roialign.detection.datasets import CocoData, open_photo
 from roialign.detection.evaluation import evaluate_found
-from roialign.detection.run import train
+from roialign.detection.recipe import Recipe
 from roialign.detection.tiles import Found
-from roialign.detection.training import BEST, Settings
+from roialign.detection.training import BEST
 
 SIZE, MARGIN = 512, 16  # pixels: of a scene, and of its rim, into which no crown reaches
 SCENES, CROWNS = {"train": 4, "held": 2}, 61  # crowns in a scene: in all 244 and 122, the package has 244 and 133
 SIDE, SPREAD, BOUNDS = 38, 0.32, (24, 80)  # of a crown: median in pixels, deviation of the logarithm, limits in pixels
 NOISE = 5.0  # pixels: the standard deviation of an edge
-SETTINGS = Settings(epochs=1, batch=2, repeat=20, ema=0.98)
+SETTINGS = Recipe(epochs=1, batch=2, repeat=20, ema=0.98)
 CROP, SCALE = 288, 1.0
 METRICS = ("AP40", "AP50", "AP75", "mean_iou")
 
@@ -103,9 +105,9 @@ def write_scenes(folder: Path, name: str, generator: torch.Generator) -> tuple[P
     return files
 
 
-def learn(truth: Path, scenes: Path, folder: Path, settings: Settings, console: Console) -> list[Found]:
+def learn(truth: Path, scenes: Path, folder: Path, recipe: Recipe, console: Console) -> list[Found]:
     """What a detector that learned from one truth finds in the scenes of another."""
-    train(truth, None, folder, settings, console, val_split=0, crop=CROP, scale=SCALE)
+    train(replace(recipe, annotations=truth, val_split=0, crop=CROP, scale=SCALE), folder, console)
     photos = (open_photo(entry.file, entry.width, entry.height) for entry in CocoData(scenes).entries)
     return list(detect(load_detector(folder / BEST), photos))
 
@@ -135,13 +137,13 @@ def reckon(exact: Path, jittered: Path) -> list[float]:
     return [*(share**2 for share in shares), float(overlap[overlap >= 0.5].mean())]
 
 
-def experiment(folder: Path, settings: Settings, console: Console) -> dict[str, list[float]]:
+def experiment(folder: Path, recipe: Recipe, console: Console) -> dict[str, list[float]]:
     """METRICS of each detector by each truth; the scenes and the detectors go to the folder."""
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(recipe.seed)
     exact, jittered = write_scenes(folder, "train", generator)
     held_exact, held_jittered = write_scenes(folder, "held", generator)
-    by_exact = learn(exact, held_exact, folder / "exact", settings, console)
-    by_jittered = learn(jittered, held_exact, folder / "jittered", settings, console)
+    by_exact = learn(exact, held_exact, folder / "exact", recipe, console)
+    by_jittered = learn(jittered, held_exact, folder / "jittered", recipe, console)
     return {
         "learned from exact boxes, judged by exact boxes": measure(by_exact, held_exact),
         "learned from jittered boxes, judged by jittered boxes": measure(by_jittered, held_jittered),

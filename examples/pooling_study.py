@@ -24,11 +24,12 @@ from rich.table import Table
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.rpn import RPNHead
 
-from roialign.data import HELDOUT, TRAIN
 from roialign.detection import POOLINGS, build_detector, detect
-from roialign.detection.data import CocoData, open_photo
+from roialign.detection.datasets import CocoData, open_photo
 from roialign.detection.evaluation import Report, evaluate_found
-from roialign.detection.training import Settings, Trainer
+from roialign.detection.recipe import Recipe
+from roialign.detection.training import Trainer
+from roialign.samples import HELDOUT, TRAIN
 
 LAYERS, CHANNELS, HEAD_CHANNELS = 14, 96, 256  # of MobileNetV2 up to stride 16, and of the box head
 METRICS = ("AP", "AP50", "AP75")
@@ -72,7 +73,7 @@ def run(pooling: str, seed: int, options: argparse.Namespace, folder: Path) -> d
     model.backbone = model.backbone[:LAYERS]
     model.rpn.head = RPNHead(CHANNELS, model.rpn.anchor_generator.num_anchors_per_location()[0])
     model.roi_heads.box_head = TwoMLPHead(CHANNELS * 7 * 7, HEAD_CHANNELS)
-    settings = Settings(
+    recipe = Recipe(
         epochs=1,  # which goes over the photos so many times: nothing to save in between
         repeat=options.epochs,
         batch=options.batch,
@@ -82,16 +83,16 @@ def run(pooling: str, seed: int, options: argparse.Namespace, folder: Path) -> d
         workers=options.workers,
     )
     begin = time.perf_counter()
-    trainer = Trainer(model, data, None, settings, folder)
+    trainer = Trainer(model, data, None, recipe, folder)
     steps = len(trainer.batches)
     history = trainer.run(Quiet())
     seconds = time.perf_counter() - begin
     found = detect(trainer.average, (open_photo(e.file, e.width, e.height) for e in held.entries), overlap=96)
     report = evaluate_found(held, {entry.id: each for entry, each in zip(held.entries, found, strict=True)})
     metrics = {name: report.metrics[name] for name in METRICS}
-    recipe = {"epochs": options.epochs, "batch": options.batch, "crop": options.crop, "scale": options.scale}
+    how = {"epochs": options.epochs, "batch": options.batch, "crop": options.crop, "scale": options.scale}
     losses = {name: value for name, value in history[-1].items() if name.startswith("loss_")}
-    return {"pooling": pooling, "seed": seed, "steps": steps, "seconds": seconds, **metrics, **losses, **recipe}
+    return {"pooling": pooling, "seed": seed, "steps": steps, "seconds": seconds, **metrics, **losses, **how}
 
 
 def table(results: list[dict[str, Any]]) -> Table:

@@ -1,7 +1,7 @@
 """Train the detector that the package ships, as it was trained: `python examples/tree_crowns.py [WEIGHTS [SEED]]`.
 
 WEIGHTS is the file of torchvision's MobileNetV2, or its name where the machine can download it (the default).
-Data: `roialign.data.TRAIN`; judged by `roialign.data.HELDOUT`, which also chose the epoch. Nine minutes on two cores.
+Data: TRAIN of `roialign.samples`; judged by its HELDOUT, which also chose the epoch. Nine minutes on two cores.
 The command line does the same: `roialign train --weights WEIGHTS --crop 288 --batch 2 --epochs 5 --repeat 20`.
 """
 
@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from roialign.detection import load_detector, save_detector
-from roialign.detection.run import evaluate, train
-from roialign.detection.training import BEST, Settings
-
-CROP = 288
+from roialign.detection.commands import evaluate, train
+from roialign.detection.recipe import Recipe
+from roialign.detection.training import BEST, STEPS
 
 LIMITS = (
     "Trained on 244 tree crowns of two photos from the air, 0.1 m to the pixel: one landscape in Yellowstone, one in "
@@ -30,10 +28,11 @@ LIMITS = (
 
 def main() -> None:
     weights = sys.argv[1] if len(sys.argv) > 1 else "MobileNet_V2_Weights.IMAGENET1K_V1"
-    settings = Settings(epochs=5, batch=2, repeat=20, seed=int(sys.argv[2]) if len(sys.argv) > 2 else 0)
-    out, console = Path("build") / f"tree_crowns-{settings.seed}", Console()
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    recipe = Recipe(weights=weights, epochs=5, batch=2, repeat=20, crop=288, seed=seed)
+    out, console = Path("build") / f"tree_crowns-{seed}", Console()
     begin = time.perf_counter()
-    train(None, None, out, settings, console, weights=weights, crop=CROP)
+    train(recipe, out, console)
     minutes = round((time.perf_counter() - begin) / 60, 1)
     model = load_detector(out / BEST)
     file = out / "tree_crowns.safetensors"
@@ -41,9 +40,9 @@ def main() -> None:
         model,
         file,
         half=True,
-        data="roialign.data.TRAIN: OSBS_029 and the upper two thirds of YELL, (c) 2019 Ben Weinstein, MIT",
-        command=f"python examples/tree_crowns.py mobilenet_v2-b0353104.pth {settings.seed}",
-        settings={**asdict(settings), "crop": CROP},
+        data="roialign.samples.TRAIN: OSBS_029 and the upper two thirds of YELL, (c) 2019 Ben Weinstein, MIT",
+        command=f"python examples/tree_crowns.py mobilenet_v2-b0353104.pth {seed}",
+        settings={name: getattr(recipe, name) for name in ("epochs", *STEPS)},
         minutes=minutes,
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         limits=LIMITS,

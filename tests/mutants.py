@@ -53,9 +53,11 @@ TESTS = {
     "src/roialign/backends/tracing.py": ["test_tracing.py", "test_recorders.py"],
     "src/roialign/detection/evaluation.py": ["test_detection_evaluation.py", "test_detection_images.py"],
     "src/roialign/detection/tiles.py": ["test_detection_images.py"],
-    "src/roialign/detection/data.py": ["test_detection_annotations.py", "test_detection_training.py"],
+    "src/roialign/detection/datasets.py": ["test_detection_annotations.py", "test_detection_training.py"],
+    "src/roialign/detection/views.py": ["test_detection_training.py"],
     "src/roialign/detection/annotations.py": ["test_detection_annotations.py", "test_detection_mutations.py"],
     "src/roialign/detection/checkpoint.py": ["test_detection_description.py", "test_detection_model.py"],
+    "src/roialign/detection/weights.py": ["test_detection_description.py", "test_detection_model.py"],
     "csrc/rules.h": [*POOLS, "test_gradients.py"],
     "csrc/tables.cpp": [*POOLS, "test_gradients.py", "test_layouts_dtypes.py"],
 }

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from roialign.detection.data import CocoData
+from roialign.detection.datasets import CocoData
 
 Content = dict[str, Any]
 Change = Callable[[Content], Any]

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
-from roialign.detection import build_detector, detect, load_detector, load_weights, save_detector
+from roialign.detection import build_detector, detect, load_detector, load_weights, save_detector, weights
 from roialign.detection import checkpoint as module
 from roialign.detection.checkpoint import KEY, read_description
 from roialign.detection.description import check_card, check_model
@@ -59,7 +59,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setattr(torch, "load", refuse)
-    monkeypatch.setattr(module, "get_weight", refuse)
+    monkeypatch.setattr(weights, "get_weight", refuse)
 
 
 def write(path: Path, description: Any, tensors: dict[str, Tensor]) -> Path:

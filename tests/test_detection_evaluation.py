@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from roialign.detection.data import CocoData
+from roialign.detection.datasets import CocoData
 from roialign.detection.evaluation import Report, evaluate_found, match, precision_recall, within_crowds
 from roialign.detection.tiles import Found
 

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from roialign.data import PHOTO_FILE
 from roialign.detection import Found, detect
-from roialign.detection.data import CocoData, open_photo
+from roialign.detection.datasets import CocoData, open_photo
 from roialign.detection.evaluation import evaluate_found, precision_recall
 from roialign.detection.images import FILL, DamagedImageError, Photo, find_images, passed_over
 from roialign.detection.pictures import draw_worst, plot_curve
 from roialign.detection.tiles import _merge, _pad, _spans, _Tile
+from roialign.samples import PHOTO_FILE
 
 RAMP = (np.arange(20 * 30).reshape(20, 30) % 256).astype(np.uint8)
 TURNS: dict[int, Any] = {

@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 import roialign
 from roialign.cli import app
-from roialign.data import HELDOUT
 from roialign.detection import POOLINGS, build_detector, detect, fit_anchors, load_detector, load_weights, save_detector
 from roialign.detection.checkpoint import default_checkpoint
-from roialign.detection.data import CocoData, open_photo
+from roialign.detection.datasets import CocoData, open_photo
 from roialign.detection.evaluation import evaluate_found
 from roialign.outputs import write_atomically
+from roialign.samples import HELDOUT
 
 SMALL: dict[str, Any] = {"fpn_channels": 16, "head_channels": 32, "box_detections_per_img": 20}
 

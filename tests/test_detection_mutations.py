@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from roialign.detection.data import CocoData
+from roialign.detection.datasets import CocoData
 from test_detection_annotations import base
 from test_detection_annotations import photos as photos
 

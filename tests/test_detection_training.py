@@ -22,14 +22,14 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from roialign.cli import app
-from roialign.data import PHOTO_FILE, TRAIN
 from roialign.detection import build_detector, recipe
-from roialign.detection.augment import augment
 from roialign.detection.checkpoint import load_detector
-from roialign.detection.data import CocoData, Entry, EpochBatches, TrainingViews
+from roialign.detection.datasets import CocoData, Entry
 from roialign.detection.images import Photo
 from roialign.detection.training import LOSSES, SeededSampler, _best
+from roialign.detection.views import EpochBatches, TrainingViews, augment
 from roialign.outputs import Folder
+from roialign.samples import PHOTO_FILE, TRAIN
 
 SIDE = 96
 
@@ -134,8 +134,8 @@ def test_a_finished_training_goes_on_for_more_epochs(crowns: Path, tmp_path: Pat
 def test_a_damaged_command_is_one_line(tmp_path: Path) -> None:
     kept: dict[str, Any] = {**dict.fromkeys(recipe.OPTIONS, 1), **dict.fromkeys(recipe.PATHS)}
     kept |= {"weights": None, "backbone": "mobilenet_v2", "pooling": "roi_align", "precision": "no"}
-    (tmp_path / "train.json").write_bytes(recipe.pack(kept))
-    assert recipe.resume(tmp_path, {"epochs": 7}) == {**kept, "epochs": 7}
+    (tmp_path / "train.json").write_bytes(recipe.pack(recipe.Recipe(**kept)))
+    assert recipe.resume(tmp_path, {"epochs": 7}) == recipe.Recipe(**{**kept, "epochs": 7})
     wrong = ({"epochs": True}, {"lr": "1"}, {"annotations": 5}, {"seed": None}, {"backbone": ["mobilenet_v2"]})
     lacking = {name: value for name, value in kept.items() if name != "crop"}
     objects = [json.dumps(each) for each in (lacking, *map(kept.__or__, wrong))]

@@ -63,7 +63,7 @@ def given(page: str, folder: Path) -> dict[str, object]:
     if page == "detection.md":
         (folder / "runs" / "crowns").mkdir(parents=True)
         shutil.copy(
-            Path(roialign.__file__).parent / "data" / "tree_crowns.safetensors",
+            Path(roialign.__file__).parent / "samples" / "tree_crowns.safetensors",
             folder / "runs" / "crowns" / "model.safetensors",
         )
         Image.new("RGB", (64, 48)).save(folder / "photo.tif")

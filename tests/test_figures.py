@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 
 import roialign
 from roialign.cli import app
-from roialign.data import load_photo
 from roialign.explain import Explanation
 from roialign.explain.figures import FIGURES, style
+from roialign.samples import load_photo
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -318,7 +318,7 @@ def test_command_writes_figure_page_and_values(tmp_path: Path) -> None:
 
 
 def test_command_takes_a_photo(tmp_path: Path) -> None:
-    photo = Path(roialign.__file__).parent / "data" / "OSBS_029.jpg"
+    photo = Path(roialign.__file__).parent / "samples" / "OSBS_029.jpg"
     out = tmp_path / "a.json"
     line = [
         "explain",

@@ -53,6 +53,18 @@ def test_optional_libraries_are_not_needed() -> None:
     assert python("-c", code).stdout.strip() == "1.0"
 
 
+def test_the_command_line_needs_little() -> None:
+    """Its options, those of a training among them, are there without what only some of its commands need."""
+    code = (
+        "import sys\n"
+        "for name in ('torchvision', 'accelerate', 'safetensors', 'matplotlib', 'PIL'): sys.modules[name] = None\n"
+        "from typer.testing import CliRunner\n"
+        "from roialign.cli import app\n"
+        "print(CliRunner().invoke(app, ['train', '--help']).output)\n"
+    )
+    assert "--val-split" in python("-c", code).stdout
+
+
 def test_warnings_as_errors() -> None:
     """Importing and calling warns of nothing."""
     code = (

@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from roialign.detection.data import CocoData
+from roialign.detection.datasets import CocoData
+from roialign.detection.recipe import Recipe
 from roialign.detection.tiles import Found
-from roialign.detection.training import Settings
 
 FILE = Path(__file__).parent.parent / "examples" / "label_noise.py"
 Box = Sequence[float]
@@ -85,7 +85,7 @@ def test_the_table_is_what_loops_give(example: ModuleType, tmp_path: Path, monke
         return example.without_fault(tmp_path / truth.name.replace("train", "held"))
 
     monkeypatch.setattr(example, "learn", learn)
-    rows = list(example.experiment(tmp_path, Settings(), Console()).values())
+    rows = list(example.experiment(tmp_path, Recipe(), Console()).values())
     exact, jittered = (boxes_of(tmp_path / f"held_{name}.json") for name in ("exact", "jittered"))
     assert [len(boxes) for boxes in exact.values()] == [7, 7]
     overlaps = [overlap(a, b) for image in exact for a, b in zip(exact[image], jittered[image], strict=True)]
@@ -103,7 +103,7 @@ def test_the_table_is_what_loops_give(example: ModuleType, tmp_path: Path, monke
 def test_it_trains_and_prints(
     example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(example, "SETTINGS", Settings(epochs=1, batch=4, repeat=1))
+    monkeypatch.setattr(example, "SETTINGS", Recipe(epochs=1, batch=4, repeat=1))
     monkeypatch.setattr(sys, "argv", ["label_noise.py", str(tmp_path)])
     monkeypatch.setenv("COLUMNS", "120")
     example.main()

@@ -1,6 +1,6 @@
 """Detectors in files: safetensors, with the description that rebuilds the model as JSON in the file's header.
 
-Nothing is ever unpickled. PyTorch's own ``.pth`` files are read with ``weights_only=True``, which admits tensors only.
+Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
-from torchvision.models import get_weight
 from torchvision.models.detection import FasterRCNN
 
 from ..outputs import write_atomically
+from ..samples import DETECTOR
 from .description import check_card, check_model
 from .model import build_detector
 
@@ -150,63 +150,6 @@ def _compare(file: Any, model: FasterRCNN) -> None:
 
 def default_checkpoint() -> Path:
     """The tree crown detector that the package ships."""
-    path = Path(__file__).parents[1] / "data" / "tree_crowns.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: the package was installed without its detector; name a file of weights")
-    return path
-
-
-def load_weights(model: FasterRCNN, weights: str | Path) -> int:
-    """Start a detector from another's weights, or its backbone from a classifier's.
-
-    Args:
-        model: from :func:`build_detector`.
-        weights: a ``.safetensors`` or ``.pth`` file, or the name of torchvision weights, which are downloaded unless
-            PyTorch's cache has them.
-
-    Returns:
-        How many of the model's tensors were taken from there. Those of another shape, such as the predictor for another
-        number of classes, keep their values.
-
-    Raises:
-        FileNotFoundError: neither a file nor a name of torchvision's.
-        ValueError: the file cannot be read, or they do not fit the backbone.
-    """
-    source = _read_weights(weights)
-    backbone = "body." if hasattr(model.backbone, "body") else ""
-    if not any(name.startswith("backbone.") for name in source):  # a classifier's
-        source = {f"backbone.{backbone}{name.removeprefix('features.')}": value for name, value in source.items()}
-    state = model.state_dict()
-    taken = {name: value for name, value in source.items() if name in state and value.shape == state[name].shape}
-    wanted = [name for name in state if name.startswith(f"backbone.{backbone}") and "num_batches" not in name]
-    missing = [name for name in wanted if name not in taken]
-    if missing:
-        raise ValueError(
-            f"weights: {weights} lacks {len(missing)} of the backbone's {len(wanted)} tensors, or has them in another "
-            f"shape, such as {missing[0]}"
-        )
-    model.load_state_dict(taken, strict=False)
-    return len(taken)
-
-
-def _read_weights(weights: str | Path) -> dict[str, Tensor]:
-    path = Path(weights)
-    if path.is_file():
-        try:
-            if path.suffix == ".safetensors":
-                state = load_file(path)
-            else:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-                state = state.get("model", state)
-            tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-        except Exception as error:  # safetensors and pickle raise their own
-            told = str(error).partition("\n")[0]
-            raise ValueError(f"weights: {path} cannot be read: {told or type(error).__name__}") from None
-        return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
-    try:
-        named = get_weight(str(weights))
-    except (ValueError, AttributeError, KeyError):
-        raise FileNotFoundError(
-            f"weights: {weights} is neither a file nor a name like MobileNet_V2_Weights.IMAGENET1K_V1"
-        ) from None
-    return dict(named.get_state_dict(progress=False, check_hash=True))
+    if not DETECTOR.is_file():
+        raise FileNotFoundError(f"{DETECTOR}: the package was installed without its detector; name a file of weights")
+    return DETECTOR

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from .data import CocoData, Entry, ImageId
+from .datasets import CocoData, Entry, ImageId
 from .tiles import Found
 
 IOUS = np.array([0.4, *np.linspace(0.5, 0.95, 10)])  # COCO's ten, and one below for truths that are roughly drawn

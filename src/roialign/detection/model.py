@@ -20,6 +20,7 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ..pyramid import MultiScaleRoIAlign
+from .weights import load_weights
 
 POOLINGS = ("roi_align", "roi_align_max", "prroi_pool", "roi_pool")
 NORMS: dict[str, Callable[..., nn.Module]] = {
@@ -96,20 +97,30 @@ def build_detector(
     """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling: got {pooling!r}; expected one of {', '.join(map(repr, POOLINGS))}")
-    slim = backbone == "mobilenet_v2_fpn"
-    fpn_channels = fpn_channels or (96 if slim else 256)
-    head_channels = head_channels or (256 if slim else 1024)
+    fpn_channels = fpn_channels or (96 if backbone == "mobilenet_v2_fpn" else 256)
+    head_channels = head_channels or (256 if backbone == "mobilenet_v2_fpn" else 1024)
     norm = norm or ("batch" if weights is None else "frozen")
-    if norm not in NORMS:
-        raise ValueError(f"norm: got {norm!r}; expected one of {', '.join(map(repr, NORMS))}")
     body, strides = _backbone(backbone, fpn_channels, norm)
+    anchors, canonical_scale = _anchors(anchors, boxes, scale, canonical_scale, strides)
+    description = {
+        "num_classes": num_classes, "backbone": backbone, "pooling": pooling, "anchors": anchors, "scale": scale,
+        "canonical_scale": canonical_scale, "fpn_channels": fpn_channels, "head_channels": head_channels,
+        "output_size": output_size, "sampling_ratio": sampling_ratio, "norm": norm,
+    }  # fmt: skip
+    return _assemble(body, description, options, weights)
+
+
+def _anchors(
+    anchors: Anchors | str | None, boxes: Tensor | None, scale: float | None, canonical: float, strides: Sequence[int]
+) -> tuple[dict[str, list[Any]], float]:
+    """The anchors that were asked for, and the canonical scale that goes with them."""
     if isinstance(anchors, str):
         if anchors != "auto" or boxes is None:
             raise ValueError(f"anchors: got {anchors!r}, boxes {type(boxes).__name__}; expected 'auto' with boxes")
         seen = boxes * (scale or 1)
         anchors = fit_anchors(seen, strides)
         # Half of the boxes on the finest level; but on the next no box less than seven cells wide.
-        canonical_scale = max(112.0, round(2 * float(_sides(seen).prod(1).sqrt().median()), 1))
+        canonical = max(112.0, round(2 * float(_sides(seen).prod(1).sqrt().median()), 1))
     if anchors is None:
         octaves = [32.0, 64.0, 128.0, 256.0, 512.0]
         each = [octaves] if len(strides) == 1 else [[octaves[min(i, 4)]] for i in range(len(strides))]
@@ -117,38 +128,29 @@ def build_detector(
     if len(anchors["sizes"]) != len(strides) or len({len(sizes) for sizes in anchors["sizes"]}) != 1:
         counts = [len(sizes) for sizes in anchors["sizes"]]
         raise ValueError(f"anchors: got {counts} sizes; expected as many on each of {len(strides)} levels")
-    generator = AnchorGenerator(
-        tuple(tuple(sizes) for sizes in anchors["sizes"]), (tuple(anchors["ratios"]),) * len(anchors["sizes"])
-    )
-    names = [str(level) for level in range(max(1, len(strides) - 1))]
+    return {name: list(values) for name, values in anchors.items()}, canonical
+
+
+def _assemble(body: nn.Module, description: dict[str, Any], options: dict[str, Any], weights: str | None) -> FasterRCNN:
+    """torchvision's detector around a backbone, as described."""
+    sizes, size, head = description["anchors"]["sizes"], description["output_size"], description["head_channels"]
+    names = [str(level) for level in range(max(1, len(sizes) - 1))]
+    ratio, canonical_scale = description["sampling_ratio"], description["canonical_scale"]
     model = FasterRCNN(
         body,
         num_classes=None,
-        rpn_anchor_generator=generator,
-        box_roi_pool=_pooler(pooling, names, output_size, sampling_ratio, canonical_scale),
-        box_head=TwoMLPHead(cast(int, body.out_channels) * output_size**2, head_channels),
-        box_predictor=FastRCNNPredictor(head_channels, num_classes),
+        rpn_anchor_generator=AnchorGenerator(
+            tuple(map(tuple, sizes)), (tuple(description["anchors"]["ratios"]),) * len(sizes)
+        ),
+        box_roi_pool=_pooler(description["pooling"], names, size, ratio, canonical_scale),
+        box_head=TwoMLPHead(cast(int, body.out_channels) * size**2, head),
+        box_predictor=FastRCNNPredictor(head, description["num_classes"]),
         **options,
     )
-    if scale is not None:
-        model.transform = ScaledTransform(scale, model.transform)
-    model.description = {
-        "num_classes": num_classes,
-        "backbone": backbone,
-        "pooling": pooling,
-        "anchors": {name: list(values) for name, values in anchors.items()},
-        "scale": scale,
-        "canonical_scale": canonical_scale,
-        "fpn_channels": fpn_channels,
-        "head_channels": head_channels,
-        "output_size": output_size,
-        "sampling_ratio": sampling_ratio,
-        "norm": norm,
-        **options,
-    }
+    if description["scale"] is not None:
+        model.transform = ScaledTransform(description["scale"], model.transform)
+    model.description = {**description, **options}
     if weights is not None:
-        from .checkpoint import load_weights
-
         load_weights(model, weights)
     return model
 
@@ -213,6 +215,8 @@ def _sides(boxes: Tensor) -> Tensor:
 
 def _backbone(name: str, channels: int, norm: str) -> tuple[nn.Module, list[int]]:
     """The backbone, randomly initialised, and the strides of the levels it gives."""
+    if norm not in NORMS:
+        raise ValueError(f"norm: got {norm!r}; expected one of {', '.join(map(repr, NORMS))}")
     if name in ("mobilenet_v2", "mobilenet_v2_fpn"):
         body = models.mobilenet_v2(weights=None, norm_layer=NORMS[norm]).features
         if name == "mobilenet_v2":

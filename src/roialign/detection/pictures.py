@@ -10,10 +10,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from .data import CocoData, Entry, Sample, open_photo
+from .datasets import CocoData, Entry, open_photo
 from .evaluation import Report, match, within_crowds
 from .images import Photo
 from .tiles import Found
+from .views import Sample
 
 RIGHT, WRONG, MISSED, UNJUDGED = "#ffd400", "#ff3b30", "#00e5ff", "#9a9a9a"
 LONGEST = 4096  # pixels of a drawn photo; a larger one is drawn smaller

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torchvision.models.detection import FasterRCNN
 
-from ..data import HELDOUT
 from ..outputs import Folder
+from ..samples import HELDOUT
 from ..terminal import cell, say
 from . import pictures
 from .checkpoint import load_detector

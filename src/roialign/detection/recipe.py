@@ -1,42 +1,84 @@
-"""The command of a training, kept in its folder so that ``--resume`` needs nothing else."""
+"""A training in one description: the command builds it, the folder keeps it, ``--resume`` goes on by it."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
 
 RECIPE = "train.json"
-PATHS = ("annotations", "images", "val")
-# Of the command's options: the types that each may have.
+FREE = "may be given anew when a training goes on"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What decides about a training.
+
+    A field that is annotated for typer is an option of ``roialign train``, and the folder keeps it. It cannot change
+    any more, but if it is FREE: files may have moved (whether they are the same is seen when they are read), and the
+    others say only how long to go on and who prepares the crops.
+    """
+
+    annotations: Annotated[Path | None, typer.Argument(help="COCO JSON. Default: the package's tree crowns."), FREE] = (
+        None
+    )
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images. Default: that of the annotations."), FREE
+    ] = None
+    val: Annotated[Path | None, typer.Option(help="A second COCO JSON to judge by."), FREE] = None
+    val_split: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Without one, the part of the images to hold out.")
+    ] = 0.2
+    weights: Annotated[
+        str | None, typer.Option(help="File or torchvision's name. Default: the package's detector.")
+    ] = None
+    backbone: Annotated[str, typer.Option(help="mobilenet_v2, mobilenet_v2_fpn, resnet50_fpn or timm:NAME.")] = (
+        "mobilenet_v2_fpn"
+    )
+    pooling: Annotated[str, typer.Option(help="roi_align, roi_align_max, prroi_pool or roi_pool.")] = "roi_align"
+    epochs: Annotated[int, typer.Option(min=1), FREE] = 30
+    batch: Annotated[int, typer.Option(min=1, help="Crops per process and step.")] = 4
+    repeat: Annotated[int, typer.Option(min=1, help="Times an epoch goes over the images.")] = 1
+    lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 5e-4
+    scale: Annotated[float | None, typer.Option(help="Enlarge images for the network. Default: by the boxes.")] = None
+    crop: Annotated[int | None, typer.Option(min=64, help="Side of a crop in pixels. Default: by the scale.")] = None
+    patience: Annotated[
+        int, typer.Option(min=0, help="Stop after so many epochs without a better AP50. 0: never."), FREE
+    ] = 0
+    precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no"
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare crops."), FREE] = 0
+    seed: Annotated[int, typer.Option(min=0)] = 0
+    weight_decay: float = 1e-2  # AdamW's
+    ema: float = 0.995  # how slowly the averaged model, which is the one that is judged and kept, follows
+
+
+_HINTS = get_type_hints(Recipe, include_extras=True)
+_IN_JSON: dict[type, tuple[type, ...]] = {Path: (str,), float: (float, int)}
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The types that a field may have."""
+    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return get_args(kind) or (kind,)
+
+
+# Of the command's options: the types that each may have in JSON.
 OPTIONS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(PATHS, (str, type(None))),
-    "val_split": (float, int),
-    "weights": (str, type(None)),
-    "backbone": (str,),
-    "pooling": (str,),
-    "epochs": (int,),
-    "batch": (int,),
-    "repeat": (int,),
-    "lr": (float, int),
-    "scale": (float, int, type(None)),
-    "crop": (int, type(None)),
-    "patience": (int,),
-    "precision": (str,),
-    "workers": (int,),
-    "seed": (int,),
+    name: tuple(each for kind in _kinds(hint) for each in _IN_JSON.get(kind, (kind,)))
+    for name, hint in _HINTS.items()
+    if get_origin(hint) is Annotated
 }
-SETTINGS = ("epochs", "batch", "repeat", "lr", "patience", "precision", "workers", "seed")  # of Settings
-# May be given anew: files may have moved (whether they are the same is seen when they are read), and these say only how
-# long to go on and who prepares the crops.
-FREE = (*PATHS, "epochs", "patience", "workers")
+PATHS = tuple(name for name, hint in _HINTS.items() if Path in _kinds(hint))
 
 
-def pack(options: Mapping[str, Any]) -> bytes:
-    """A command's options as the folder keeps them, with paths that hold from anywhere."""
-    kept = {name: options[name] for name in OPTIONS}
+def pack(recipe: Recipe) -> bytes:
+    """A recipe as the folder keeps it, with paths that hold from anywhere."""
+    kept = {name: getattr(recipe, name) for name in OPTIONS}
     for name in PATHS:
         kept[name] = None if kept[name] is None else os.path.abspath(kept[name])
     weights = kept["weights"]
@@ -45,8 +87,8 @@ def pack(options: Mapping[str, Any]) -> bytes:
     return json.dumps(kept, indent=1).encode()
 
 
-def resume(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the training in a folder, with those that the user has ``given`` anew.
+def resume(out: Path, given: Mapping[str, Any]) -> Recipe:
+    """The recipe of the training in a folder, with those options that the user has ``given`` anew.
 
     Raises:
         FileNotFoundError: there is no training.
@@ -62,9 +104,14 @@ def resume(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{path}: not the command of a training: {error!r}") from None
     if wrong:
         raise ValueError(f"{path}: not the command of a training: {wrong[0]} is {kept[wrong[0]]!r}")
-    fresh = json.loads(pack({**kept, **given}))
+    fresh = json.loads(pack(replace(_unpack(kept), **given)))
     for name in OPTIONS:
-        if name not in FREE and fresh[name] != kept[name]:
+        if FREE not in get_args(_HINTS[name]) and fresh[name] != kept[name]:
             option = name.replace("_", "-")
             raise ValueError(f"{path}: cannot go on: --{option} was {kept[name]}, now it is {fresh[name]}")
-    return {name: Path(fresh[name]) if name in PATHS and fresh[name] is not None else fresh[name] for name in OPTIONS}
+    return _unpack(fresh)
+
+
+def _unpack(kept: Mapping[str, Any]) -> Recipe:
+    paths = {name: Path(kept[name]) for name in PATHS if kept[name] is not None}
+    return Recipe(**{name: kept[name] for name in OPTIONS} | paths)

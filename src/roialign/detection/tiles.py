@@ -69,7 +69,7 @@ def detect(
     Example:
         >>> from roialign.detection import build_detector, detect
         >>> from roialign.detection.images import Photo
-        >>> from roialign.data import PHOTO_FILE
+        >>> from roialign.samples import PHOTO_FILE
         >>> (found,) = detect(build_detector(num_classes=2), [Photo(PHOTO_FILE)], tile=300)
         >>> found.boxes.shape[1]
         4

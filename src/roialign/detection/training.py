@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,46 +24,18 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from ..outputs import Folder
 from .checkpoint import pack_detector, pack_tensors, read_description
-from .data import CocoData, EpochBatches, Sample, TrainingViews, open_photo
+from .datasets import CocoData, open_photo
 from .description import SMALLEST, check_card, check_model
 from .evaluation import Report, evaluate_found
 from .model import memory_format
+from .recipe import Recipe
 from .tiles import detect
+from .views import EpochBatches, Sample, TrainingViews
 
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
 STATE, BEST = "last.safetensors", "model.safetensors"
-FREE = ("epochs", "patience", "workers")  # settings that may be others when a training goes on
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train.
-
-    Attributes:
-        epochs: how many.
-        batch: views per process and step.
-        crop: side of a view, in pixels.
-        repeat: times an epoch goes over the images; more than 1 for a small data set.
-        lr: highest learning rate, reached after a warm-up over a twentieth of the steps, then a cosine down to 0.
-        weight_decay: AdamW's.
-        ema: how slowly the averaged model, which is the one that is judged and kept, follows.
-        patience: epochs without a better AP50 after which to stop; 0: never.
-        seed: of everything random.
-        precision: Accelerate's mixed precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
-        workers: processes that prepare views; 0: the training process itself.
-    """
-
-    epochs: int = 30
-    batch: int = 4
-    crop: int = 448
-    repeat: int = 1
-    lr: float = 5e-4
-    weight_decay: float = 1e-2
-    ema: float = 0.995
-    patience: int = 0
-    seed: int = 0
-    precision: str = "no"
-    workers: int = 0
+# What of a recipe every step obeys; the data and the model, which follow from the rest, are compared themselves.
+STEPS = ("batch", "crop", "repeat", "lr", "weight_decay", "ema", "seed", "precision")
 
 
 class NotFiniteError(ArithmeticError):
@@ -108,12 +79,13 @@ class Trainer:
         model: from :func:`roialign.detection.build_detector`.
         data: the images to learn from.
         held: the images to judge by, or None.
-        settings: how.
+        recipe: how; its crop must be given. What it says of data and model was obeyed when these were made.
         out: the folder, which is this training's alone as long as it lives.
         card: what to tell about the model in its file.
 
     Raises:
         FileExistsError: another training is in the folder, or files that no training of ours has left.
+        ValueError: the recipe has no crop.
     """
 
     def __init__(
@@ -121,20 +93,22 @@ class Trainer:
         model: FasterRCNN,
         data: CocoData,
         held: CocoData | None,
-        settings: Settings,
+        recipe: Recipe,
         out: Path | Folder,
         card: dict[str, Any] | None = None,
     ) -> None:
-        self.settings, self.data = settings, data
+        if recipe.crop is None:
+            raise ValueError("recipe: got no crop; expected its side in pixels")
+        self.recipe, self.data, self.crop = recipe, data, recipe.crop
         self.held = held if held is not None and len(held.boxes) else None  # without boxes there is nothing to judge by
-        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=settings.precision)
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=recipe.precision)
         self.device = self.accelerator.device
         main = self.accelerator.is_main_process
         self.folder = out if isinstance(out, Folder) else Folder(out, writes=main)
         if main:
             self.folder.claim(STATE, BEST)
         classes = {"classes": data.classes, "category_ids": data.category_ids}
-        model.card = {**classes, "tile": max(SMALLEST, settings.crop), **(card or {})}
+        model.card = {**classes, "tile": max(SMALLEST, self.crop), **(card or {})}
         check_model(model.description)  # and not when an epoch is done and shall be saved
         check_card(model.card, model.description)
         self.samplers = [SeededSampler(head.fg_bg_sampler) for head in (model.rpn, model.roi_heads)]
@@ -142,21 +116,21 @@ class Trainer:
         model.to(memory_format=memory_format(self.device))
         self.average = copy.deepcopy(model).to(self.device).requires_grad_(False)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay)
+        optimizer = torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.batches = EpochBatches(
             data.entries,
-            settings.crop,
-            settings.batch,
-            settings.repeat,
-            settings.seed,
+            self.crop,
+            recipe.batch,
+            recipe.repeat,
+            recipe.seed,
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
         self.history: list[dict[str, float]] = []
         # What must be the same for a training to go on where it was.
         self.identity = {
-            "settings": {name: value for name, value in asdict(settings).items() if name not in FREE},
+            "settings": {name: getattr(recipe, name) for name in STEPS},
             "model": model.description,
             "data": [data.digest(), held.digest() if held else None],
             "processes": self.accelerator.num_processes,
@@ -177,14 +151,14 @@ class Trainer:
             NotFiniteError: a loss is not finite.
         """
         loader: Iterable[list[Sample]] = DataLoader(
-            TrainingViews(self.data, self.settings.crop, self.settings.seed),
+            TrainingViews(self.data, self.crop, self.recipe.seed),
             batch_sampler=self.batches,
             collate_fn=list,
-            num_workers=self.settings.workers,
-            persistent_workers=self.settings.workers > 0,
+            num_workers=self.recipe.workers,
+            persistent_workers=self.recipe.workers > 0,
             pin_memory=False,
         )
-        for epoch in range(len(self.history), self.settings.epochs):
+        for epoch in range(len(self.history), self.recipe.epochs):
             if self.finished:
                 break
             row = self._epoch(epoch, loader, watcher)
@@ -201,9 +175,9 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Nothing is left to do."""
-        done, patience = len(self.history), self.settings.patience
+        done, patience = len(self.history), self.recipe.patience
         stalled = self.held is not None and 0 < patience <= done - _first_best(self.history)
-        return done >= self.settings.epochs or stalled
+        return done >= self.recipe.epochs or stalled
 
     def _epoch(self, epoch: int, loader: Iterable[list[Sample]], watcher: Watcher) -> dict[str, float]:
         self.batches.epoch = epoch
@@ -212,15 +186,15 @@ class Trainer:
         sums = dict.fromkeys(LOSSES, 0.0)
         for number, samples in enumerate(loader):
             step = epoch * steps + number
-            losses = self._step(step, steps * self.settings.epochs, samples)
+            losses = self._step(step, steps * self.recipe.epochs, samples)
             for name in LOSSES:
                 sums[name] += losses[name] / steps
             if self.accelerator.is_main_process:
                 watcher.step(epoch, steps, losses, len(samples) * self.accelerator.num_processes)
-        return {"epoch": float(epoch), "lr": self._rate((epoch + 1) * steps - 1, steps * self.settings.epochs)} | sums
+        return {"epoch": float(epoch), "lr": self._rate((epoch + 1) * steps - 1, steps * self.recipe.epochs)} | sums
 
     def _step(self, step: int, steps: int, samples: list[Sample]) -> dict[str, float]:
-        seeds = [sample.view.seed(self.settings.seed) for sample in samples]
+        seeds = [sample.view.seed(self.recipe.seed) for sample in samples]
         for sampler in self.samplers:
             sampler.seeds = seeds
         torch.manual_seed(seeds[0])  # dropout, where a backbone has it
@@ -251,13 +225,14 @@ class Trainer:
         return (own / mean).repeat_interleave(2)  # in the order of LOSSES
 
     def _rate(self, step: int, steps: int) -> float:
+        """The learning rate: a warm-up over a twentieth of the steps, then a cosine down to 0."""
         warm = max(1, steps // 20)
-        return self.settings.lr * min(1, (step + 1) / warm) * (1 + math.cos(math.pi * step / steps)) / 2
+        return self.recipe.lr * min(1, (step + 1) / warm) * (1 + math.cos(math.pi * step / steps)) / 2
 
     @torch.no_grad()
     def _follow(self, step: int) -> None:
         """The averaged model; early on it follows fast, or it would remember the beginning for long."""
-        keep = min(self.settings.ema, (1 + step) / (10 + step))
+        keep = min(self.recipe.ema, (1 + step) / (10 + step))
         mine, theirs = self.average.state_dict(), self.bare.state_dict()
         pairs = [(mine[name], value) for name, value in theirs.items()]
         floating = [(average, value) for average, value in pairs if average.is_floating_point()]
@@ -291,7 +266,7 @@ class Trainer:
         """Go on from the folder's state, if there is one; returns the epochs that are done.
 
         Raises:
-            ValueError: the state is of a training with other settings (but for those in FREE), data, model or number of
+            ValueError: the state is of a training with another recipe (in STEPS), data, model or number of
                 processes.
         """
         path = self.folder.path / STATE

@@ -84,7 +84,7 @@ def built_in_photo() -> str:
             "the page's photo needs Pillow; install it with: pip install 'roialign[explain]'"
         ) from (missing)
     jpeg = BytesIO()
-    with files("roialign.data").joinpath("OSBS_029.jpg").open("rb") as file, Image.open(file) as photo:
+    with files("roialign.samples").joinpath("OSBS_029.jpg").open("rb") as file, Image.open(file) as photo:
         photo.convert("RGB").crop(CROP).save(jpeg, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{b64encode(jpeg.getvalue()).decode()}"
 

@@ -1,4 +1,4 @@
-"""The command ``roialign``."""
+"""The command ``roialign``: its parts, put together."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Annotated
 
 import typer
 
-from . import __version__, cli_detection
-from .outputs import check_files, write_atomically
-from .terminal import make_console, say, shown
+from .. import __version__
+from ..outputs import check_files, write_atomically
+from ..terminal import make_console, say, shown
+from . import detection
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Region pooling for PyTorch.")
-app.add_typer(cli_detection.commands)
+app.add_typer(detection.commands)
 
 
 def _version(show: bool) -> None:
@@ -73,9 +74,9 @@ def explain(
     """Show what RoIAlign does to one box: its output, a figure, an interactive page, every number on the way."""
     import json
 
-    from .data import read_image
-    from .explain import explain as explained
-    from .explain.figures import save
+    from ..explain import explain as explained
+    from ..explain.figures import save
+    from ..samples import read_image
 
     console = make_console()
     try:

@@ -1,16 +1,20 @@
-"""The commands that train, judge and use a detector: their options; the work is in ``detection.run``."""
+"""The commands that train, judge and use a detector: their options; the work is in ``detection.commands``."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .terminal import make_console, shown
+from ..detection.recipe import OPTIONS, RECIPE, Recipe
+from ..detection.recipe import resume as resumed
+from ..terminal import make_console, shown
 
 commands = typer.Typer()
 
@@ -32,56 +36,43 @@ def _plain_errors(command: str) -> Iterator[None]:
         sys.exit(shown(f"roialign {command}: {error}"))
 
 
+def _with_a_recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, in place of whose parameter ``recipe`` stand the recipe's options."""
+
+    @wraps(command)
+    def asked(**given: Any) -> None:
+        command(recipe=Recipe(**{name: given.pop(name) for name in OPTIONS}), **given)
+
+    options = signature(Recipe, eval_str=True).parameters
+    parameters: list[Parameter] = []
+    for name, parameter in signature(command, eval_str=True).parameters.items():
+        parameters += [options[option] for option in OPTIONS] if name == "recipe" else [parameter]
+    vars(asked)["__signature__"] = Signature(parameters)  # which typer asks for
+    return asked
+
+
 @commands.command()
+@_with_a_recipe
 def train(
+    *,
     context: typer.Context,
-    annotations: Annotated[Path | None, typer.Argument(help="COCO JSON. Default: the package's tree crowns.")] = None,
-    images: Images = None,
     out: Annotated[Path, typer.Option(help="Folder for the model, its log and pictures.")] = Path("train"),
-    val: Annotated[Path | None, typer.Option(help="A second COCO JSON to judge by.")] = None,
-    val_split: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Without one, the part of the images to hold out.")
-    ] = 0.2,
-    weights: Annotated[
-        str | None, typer.Option(help="File or torchvision's name. Default: the package's detector.")
-    ] = None,
-    backbone: Annotated[
-        str, typer.Option(help="mobilenet_v2, mobilenet_v2_fpn, resnet50_fpn or timm:NAME.")
-    ] = "mobilenet_v2_fpn",
-    pooling: Annotated[str, typer.Option(help="roi_align, roi_align_max, prroi_pool or roi_pool.")] = "roi_align",
-    epochs: Annotated[int, typer.Option(min=1)] = 30,
-    batch: Annotated[int, typer.Option(min=1, help="Crops per process and step.")] = 4,
-    repeat: Annotated[int, typer.Option(min=1, help="Times an epoch goes over the images.")] = 1,
-    lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 5e-4,
-    scale: Annotated[float | None, typer.Option(help="Enlarge images for the network. Default: by the boxes.")] = None,
-    crop: Annotated[int | None, typer.Option(min=64, help="Side of a crop in pixels. Default: by the scale.")] = None,
-    patience: Annotated[
-        int, typer.Option(min=0, help="Stop after so many epochs without a better AP50. 0: never.")
-    ] = 0,
-    precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
-    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare crops.")] = 0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    recipe: Recipe,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the training in --out, by the command that it keeps.")
     ] = False,
 ) -> None:
     """Train a detector. Under `accelerate launch` or `torchrun` on several devices or machines."""
-    from .detection import recipe
-    from .detection.run import train
-    from .detection.training import Settings
+    from ..detection.commands import train
 
-    options = {name: context.params[name] for name in recipe.OPTIONS}
-    sources = {name: context.get_parameter_source(name) for name in options}
-    given = {name: options[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
+    sources = {name: context.get_parameter_source(name) for name in OPTIONS}
+    given = {name: getattr(recipe, name) for name, source in sources.items() if source and source.name != "DEFAULT"}
     with _plain_errors("train"):
         # Where nothing was started yet, --resume with a data set starts it: a job that may be killed at any time needs
         # one command only.
-        if resume and ("annotations" not in given or (out / recipe.RECIPE).exists()):
-            options = recipe.resume(out, given)
-        settings = Settings(**{name: options.pop(name) for name in recipe.SETTINGS})
-        train(
-            options.pop("annotations"), options.pop("images"), out, settings, make_console(), resume=resume, **options
-        )
+        if resume and ("annotations" not in given or (out / RECIPE).exists()):
+            recipe = resumed(out, given)
+        train(recipe, out, make_console(), resume=resume)
 
 
 @commands.command()
@@ -96,7 +87,7 @@ def evaluate(
     batch: Batch = 1,
 ) -> None:
     """Judge a detector by COCO's measures."""
-    from .detection.run import evaluate
+    from ..detection.commands import evaluate
 
     with _plain_errors("evaluate"):
         evaluate(
@@ -127,7 +118,7 @@ def detect(
     batch: Batch = 1,
 ) -> None:
     """Detect in images of any size and draw the boxes. Exits with 1 if an image could not be read."""
-    from .detection.predict import detect_files
+    from ..detection.predict import detect_files
 
     with _plain_errors("detect"):
         faults = detect_files(

@@ -16,11 +16,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from . import RoIAlign, backends, roi_align
-from .data import HELDOUT, load_photo
-from .explain import explain
-from .outputs import Folder
-from .terminal import say, shown
+from .. import RoIAlign, backends, roi_align
+from ..explain import explain
+from ..outputs import Folder
+from ..samples import HELDOUT, load_photo
+from ..terminal import say, shown
 
 EXPLAINED, PAGE, CROWNS, TREES = "explain.png", "explain.html", "crowns.png", "detection.png"
 CROWN = 96  # pixels of a pooled crown on the contact sheet
@@ -87,7 +87,7 @@ def simple_example(note: Note) -> None:
 
 def explain_example(folder: Folder, note: Note) -> None:
     """Every number of the tutorial's example as a picture, and as a page to play with."""
-    from .explain.figures import save
+    from ..explain.figures import save
 
     told = explain(torch.arange(64.0).reshape(8, 8), (0.0, 0.375, 0.875, 0.625), 2, 5.0, 2)
     with folder.open(EXPLAINED) as picture:
@@ -149,7 +149,7 @@ def draw_crowns(image: Tensor, boxes: Tensor, crowns: Tensor, path: BinaryIO) ->
 
 def detector_step(image: Tensor, boxes: Tensor, note: Note) -> None:
     """One training step and one inference of the tutorial's detector on the photo, from random weights."""
-    from .detection import build_detector
+    from ..detection import build_detector
 
     torch.manual_seed(0)
     model = build_detector(num_classes=2)
@@ -168,10 +168,10 @@ def detector_step(image: Tensor, boxes: Tensor, note: Note) -> None:
 
 def detect_trees(path: BinaryIO, note: Note) -> None:
     """The package's detector on the part of a photo that was held out of its training, beside the truth."""
-    from .detection import detect, load_detector
-    from .detection.data import CocoData, open_photo
-    from .detection.evaluation import evaluate_found
-    from .detection.pictures import draw_beside
+    from ..detection import detect, load_detector
+    from ..detection.datasets import CocoData, open_photo
+    from ..detection.evaluation import evaluate_found
+    from ..detection.pictures import draw_beside
 
     model = load_detector()
     data = CocoData(HELDOUT)

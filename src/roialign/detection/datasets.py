@@ -1,18 +1,14 @@
-"""COCO data sets, what a training shows of them, and in what order."""
+"""COCO data sets: what is read from annotations and images."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
 
 from .annotations import Entry as Entry
 from .annotations import ImageId as ImageId
@@ -107,83 +103,3 @@ def open_photo(file: Path, width: int, height: int) -> Photo:
         if (photo.width, photo.height) == (width, height):
             return photo
     raise ValueError(f"{file}: {photo.width} x {photo.height} pixels; the annotations say {width} x {height}")
-
-
-class View(NamedTuple):
-    """One sight of one image in a training: all that chance decides about it follows from these numbers."""
-
-    epoch: int
-    image: int
-    turn: int  # which of the image's views in this epoch
-    counts: bool = True  # False: only there because a process without a share of the last batch must keep step
-
-    def seed(self, seed: int) -> int:
-        """A seed for everything random about the view."""
-        text = f"{seed} {self.epoch} {self.image} {self.turn}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
-
-
-class EpochBatches(Sampler[list[View]]):
-    """This process's share of an epoch: every image once, over all processes.
-
-    An image larger than a crop is shown as as many crops as cover its area; ``repeat`` shows everything so many times.
-    The batches of all processes together are those that one process with a batch ``processes`` times as large would
-    have, in the same order.
-
-    Args:
-        entries: the images.
-        crop: side of a crop, in pixels.
-        batch: views per process and step.
-        repeat: times an epoch goes over the images.
-        seed: decides the order, with ``self.epoch``.
-        rank: which process this is.
-        processes: how many there are.
-    """
-
-    def __init__(
-        self, entries: Sequence[Entry], crop: int, batch: int, repeat: int, seed: int, rank: int = 0, processes: int = 1
-    ) -> None:
-        self.turns = [repeat * max(1, round(entry.width * entry.height / crop**2)) for entry in entries]
-        self.batch, self.seed, self.rank, self.processes = batch, seed, rank, processes
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return math.ceil(sum(self.turns) / (self.batch * self.processes))
-
-    def __iter__(self) -> Iterator[list[View]]:
-        views = [View(self.epoch, image, turn) for image, turns in enumerate(self.turns) for turn in range(turns)]
-        generator = torch.Generator().manual_seed(View(self.epoch, -1, -1).seed(self.seed))
-        order = torch.randperm(len(views), generator=generator).tolist()
-        together = self.batch * self.processes
-        for start in range(0, len(order), together):
-            step = [views[place] for place in order[start : start + together]]
-            yield step[self.rank :: self.processes] or [step[0]._replace(counts=False)]
-
-
-class Sample(NamedTuple):
-    """What the model is shown of one view."""
-
-    view: View
-    file: Path
-    image: Tensor  # [3, crop, crop] float32 in [0, 1]
-    target: dict[str, Tensor]  # boxes [N, 4], labels [N]
-
-
-class TrainingViews(Dataset[Sample]):
-    """Views of a data set's images, augmented."""
-
-    def __init__(self, data: CocoData, crop: int, seed: int) -> None:
-        self.data, self.crop, self.seed = data, crop, seed
-
-    def __getitem__(self, view: View) -> Sample:
-        """The view, the same whenever and in whichever process it is asked for."""
-        from .augment import augment
-
-        entry = self.data.entries[view.image]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(view.seed(self.seed))
-            image, boxes, labels = augment(_remembered(entry.file, entry.width, entry.height), entry, self.crop)
-        return Sample(view, entry.file, image, {"boxes": boxes, "labels": labels})
-
-
-_remembered = lru_cache(maxsize=16)(open_photo)  # a small data set stays decoded

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..data import HELDOUT, TRAIN
 from ..outputs import Folder, check_files, write_atomically
+from ..samples import HELDOUT, TRAIN
 from ..terminal import cell, say
-from . import pictures, recipe
+from . import pictures
 from .checkpoint import default_checkpoint
-from .data import CocoData, EpochBatches, TrainingViews, open_photo
+from .datasets import CocoData, open_photo
 from .evaluation import Report, evaluate_found
 from .model import build_detector
 from .predict import RECORDS, load, processes, progress_bar
+from .recipe import RECIPE, Recipe, pack
 from .tiles import detect
-from .training import BEST, LOSSES, STATE, Settings, Trainer
+from .training import BEST, LOSSES, STATE, Trainer
+from .views import EpochBatches, TrainingViews
 
 INPUT = 640  # pixels of the network's input in training, unless the crop is given, and at least so many in detection
 SHORT = dict(zip(LOSSES, ("obj", "rpn", "cls", "box"), strict=True))
@@ -42,38 +45,17 @@ CROWDED: dict[str, Any] = {
 }
 
 
-def train(
-    annotations: Path | None,
-    images: Path | None,
-    out: Path,
-    settings: Settings,
-    console: Console,
-    *,
-    val: Path | None = None,
-    val_split: float = 0.2,
-    backbone: str = "mobilenet_v2_fpn",
-    pooling: str = "roi_align",
-    weights: str | None = None,
-    scale: float | None = None,
-    crop: int | None = None,
-    resume: bool = False,
-) -> list[dict[str, float]]:
+def train(recipe: Recipe, out: Path, console: Console, *, resume: bool = False) -> list[dict[str, float]]:
     """Train a detector on a COCO data set.
 
     Args:
-        annotations: the data set; None: the tree crowns that the package ships, judged by their held-out part.
-        images: the folder of the images; None: that of the annotations.
-        out: folder to write: ``train.json`` (this command), ``views.png`` (what the model sees), ``log.csv``,
+        recipe: how. Without ``annotations`` the data are the tree crowns that the package ships, judged by their
+            held-out part; without ``weights`` it starts from the detector that the package ships, if that has the same
+            backbone; without ``scale`` the median object is 56 pixels wide; without ``crop`` it is 640 in the pixels
+            that the network sees.
+        out: folder to write: ``train.json`` (the recipe), ``views.png`` (what the model sees), ``log.csv``,
             ``log.png``, ``last.safetensors`` (to go on from) and ``model.safetensors`` (the model).
-        settings: of the training; its crop is replaced by ``crop``.
         console: where to report.
-        val: a second data set, of the same classes, to judge by.
-        val_split: without one, this part of the images is held out; 0 judges by nothing.
-        backbone: as in :func:`build_detector`.
-        pooling: as in :func:`build_detector`.
-        weights: to start from; None: the detector that the package ships, if it has the same backbone.
-        scale: pixels that the network sees per pixel of the image; None: the median object is 56 pixels wide.
-        crop: side of the crops that the network is trained on, in pixels of the image; None: 640 in its own pixels.
         resume: go on where the training in ``out`` stopped.
 
     Returns:
@@ -84,38 +66,37 @@ def train(
             file is in the way that no run of ours has left.
         ValueError: nothing to learn from, or data, weights or the state to go on from do not fit.
     """
-    data, held = _data(annotations, images, val, val_split, settings.seed)
+    data, held = _data(recipe)
     if not len(data.boxes):
         raise ValueError(f"{data.path}: no boxes to learn from")
     blind = held is not None and not len(held.boxes)
     if blind:
         held = None
-    given = {"annotations": annotations, "images": images, "val": val, "val_split": val_split, "weights": weights}
-    given |= {"backbone": backbone, "pooling": pooling, "scale": scale, "crop": crop}
-    command = recipe.pack({**settings.__dict__, **given})
-    scale = _scale(data) if scale is None else scale
+    packed = pack(recipe)
+    scale = _scale(data) if recipe.scale is None else recipe.scale
     if not 0 < scale < math.inf:
         raise ValueError(f"scale: got {scale}; expected a positive finite number")
     usual = max(64, round(INPUT / scale / 32) * 32)
-    settings = Settings(**{**settings.__dict__, "crop": crop or usual})
+    crop = recipe.crop or usual
     if not resume and (out / STATE).exists():
         raise FileExistsError(f"{out}: has a training already; continue it with --resume or name another folder")
     main = processes().is_main_process
     with Folder(out, writes=main) as folder:
         if main:
-            folder.protect([annotations, val, weights])
-            folder.claim(recipe.RECIPE, SHEET, LOG, PLOT)
-        start = _start(backbone, weights, console if main else None)
-        trainer = _trainer(data, held, settings, folder, start, backbone, pooling, scale, usual)
+            folder.protect([recipe.annotations, recipe.val, recipe.weights])
+            folder.claim(RECIPE, SHEET, LOG, PLOT)
+        start = _start(recipe, console if main else None)
+        # Small crops learn fast, large tiles detect fast.
+        trainer = _trainer(data, held, replace(recipe, scale=scale, crop=crop), folder, start, max(crop, usual))
         done = trainer.resume() if resume else 0
         if main:
-            folder.write(recipe.RECIPE, command)
-            _draw_sheet(data, settings, folder)
-            _announce(console, trainer, done, held.notes if held and val else [], blind)
+            folder.write(RECIPE, packed)
+            _draw_sheet(trainer)
+            _announce(console, trainer, done, held.notes if held and recipe.val else [], blind)
         columns = ("epoch {task.fields[epoch]}", "{task.fields[text]}")
         parts = (TextColumn(columns[0]), BarColumn(12), TextColumn(columns[1]), TimeRemainingColumn())
         with Progress(*parts, console=console, disable=not main) as progress:
-            display = _Display(progress, settings, folder, done, len(trainer.batches))
+            display = _Display(progress, trainer, done)
             history = trainer.run(display)
         if main:
             say(console, f"wrote {out / BEST}" if display.wrote else "nothing to do")
@@ -124,7 +105,7 @@ def train(
 
 def _announce(console: Console, trainer: Trainer, done: int, notes: list[str], blind: bool) -> None:
     """What is about to be done, and what is peculiar about it."""
-    data, held, settings = trainer.data, trainer.held, trainer.settings
+    data, held = trainer.data, trainer.held
     judged = f"judged by {len(held.entries)}" if held else "none to judge by"
     say(
         console,
@@ -136,7 +117,7 @@ def _announce(console: Console, trainer: Trainer, done: int, notes: list[str], b
     if blind:
         say(console, "no boxes in the images to judge by: no epoch is judged and the last is kept", "yellow")
     if done:
-        say(console, f"{done} of {settings.epochs} epochs were done")
+        say(console, f"{done} of {trainer.recipe.epochs} epochs were done")
 
 
 def _scale(data: CocoData) -> float:
@@ -146,85 +127,80 @@ def _scale(data: CocoData) -> float:
 
 
 def _trainer(
-    data: CocoData,
-    held: CocoData | None,
-    settings: Settings,
-    folder: Folder,
-    start: str | None,
-    backbone: str,
-    pooling: str,
-    scale: float,
-    usual: int,
+    data: CocoData, held: CocoData | None, recipe: Recipe, folder: Folder, start: str | None, tile: int
 ) -> Trainer:
     """The model for the data, its card, and who trains it."""
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(recipe.seed)
     model = build_detector(
         len(data.classes) + 1,
-        backbone,
-        pooling,
+        recipe.backbone,
+        recipe.pooling,
         weights=None if (folder.path / STATE).exists() else start,  # the state has them
-        norm="frozen" if start else "batch" if backbone.startswith("timm:") else "group",
+        norm="frozen" if start else "batch" if recipe.backbone.startswith("timm:") else "group",
         anchors="auto",
         boxes=data.boxes,
-        scale=scale,
+        scale=recipe.scale,
         **CROWDED,
     )
     longest = float((data.boxes[:, 2:] - data.boxes[:, :2]).amax(1).quantile(0.99))
-    tile = max(settings.crop, usual)  # small crops learn fast, large tiles detect fast
     overlap = min(tile // 2, math.ceil(1.25 * longest / 8) * 8)
-    return Trainer(model, data, held, settings, folder, {"tile": tile, "overlap": overlap, "seed": settings.seed})
+    return Trainer(model, data, held, recipe, folder, {"tile": tile, "overlap": overlap, "seed": recipe.seed})
 
 
-def _data(
-    annotations: Path | None, images: Path | None, val: Path | None, val_split: float, seed: int
-) -> tuple[CocoData, CocoData | None]:
-    if annotations is None:
+def _data(recipe: Recipe) -> tuple[CocoData, CocoData | None]:
+    """What to learn from, and what to judge by."""
+    if recipe.annotations is None:
         return CocoData(TRAIN), CocoData(HELDOUT)
-    data = CocoData(annotations, images)
-    if val is not None:
-        held = CocoData(val, images)
+    data = CocoData(recipe.annotations, recipe.images)
+    if recipe.val is not None:
+        held = CocoData(recipe.val, recipe.images)
         if held.classes != data.classes:
-            raise ValueError(f"{val}: its classes are {held.classes}; those of {annotations} are {data.classes}")
+            raise ValueError(
+                f"{recipe.val}: its classes are {held.classes}; those of {recipe.annotations} are {data.classes}"
+            )
         return data, held
-    return data.split(val_split, seed) if val_split else (data, None)
+    return data.split(recipe.val_split, recipe.seed) if recipe.val_split else (data, None)
 
 
-def _start(backbone: str, weights: str | None, console: Console | None) -> str | None:
-    if weights is not None:
-        return weights
+def _start(recipe: Recipe, console: Console | None) -> str | None:
+    """The weights to start from."""
+    if recipe.weights is not None:
+        return recipe.weights
     try:
         ours = default_checkpoint()
     except FileNotFoundError:
         ours = None
-    if ours is not None and backbone == "mobilenet_v2_fpn":
+    if ours is not None and recipe.backbone == "mobilenet_v2_fpn":
         return str(ours)
     if console:
-        say(console, f"no --weights: {backbone} starts from random ones, which takes long", "yellow")
+        say(console, f"no --weights: {recipe.backbone} starts from random ones, which takes long", "yellow")
     return None
 
 
-def _draw_sheet(data: CocoData, settings: Settings, folder: Folder) -> None:
+def _draw_sheet(trainer: Trainer) -> None:
     """Views as the first epoch will show them."""
-    batches = EpochBatches(data.entries, settings.crop, 1, settings.repeat, settings.seed)
+    data, crop, recipe = trainer.data, trainer.crop, trainer.recipe
+    batches = EpochBatches(data.entries, crop, 1, recipe.repeat, recipe.seed)
     views = [view for (view,), _ in zip(batches, range(12), strict=False)]
-    dataset = TrainingViews(data, settings.crop, settings.seed)
-    with folder.open(SHEET) as sheet:
+    dataset = TrainingViews(data, crop, recipe.seed)
+    with trainer.folder.open(SHEET) as sheet:
         pictures.draw_views([dataset[view] for view in views], sheet)
 
 
 class _Display:
     """Progress on the console; a CSV and a plot after each epoch."""
 
-    def __init__(self, progress: Progress, settings: Settings, folder: Folder, done: int, steps: int) -> None:
-        self.progress, self.settings, self.folder = progress, settings, folder
+    def __init__(self, progress: Progress, trainer: Trainer, done: int) -> None:
+        self.progress, self.folder, self.epochs = progress, trainer.folder, trainer.recipe.epochs
         self.wrote = False
-        self.task = progress.add_task("train", total=settings.epochs * steps, completed=done * steps, epoch="", text="")
+        steps = len(trainer.batches)
+        self.task = progress.add_task("train", total=self.epochs * steps, completed=done * steps, epoch="", text="")
 
     def step(self, epoch: int, steps: int, losses: dict[str, float], images: int) -> None:
         speed = (self.progress.tasks[0].speed or 0) * images
         parts = " ".join(f"{SHORT[name]} {value:.3f}" for name, value in losses.items())
         text = f"{parts}  {speed:.1f} img/s"
-        self.progress.update(self.task, advance=1, epoch=f"{epoch + 1}/{self.settings.epochs}", text=text)
+        self.progress.update(self.task, advance=1, epoch=f"{epoch + 1}/{self.epochs}", text=text)
 
     def epoch(self, history: list[dict[str, float]], report: Report | None) -> None:
         text = io.StringIO()

@@ -1,7 +1,7 @@
-"""The photos that the package ships: tree crowns seen from above, with a box around each.
+"""What the package ships: photos of tree crowns seen from above, a box around each, and a detector of them.
 
-They and their boxes come from the deepforest package (MIT, (c) 2019 Ben Weinstein); the imagery is of the US National
-Ecological Observatory Network. The JSON files carry this attribution.
+The photos and their boxes come from the deepforest package (MIT, (c) 2019 Ben Weinstein); the imagery is of the US
+National Ecological Observatory Network. The JSON files carry this attribution.
 
 ``TRAIN`` and ``HELDOUT`` are two COCO data sets. To train on: OSBS_029 and the upper two thirds of the YELL photo, in
 which what belongs to a box that reaches into the lower third is painted over. To judge by: SOAP_061, and the lower
@@ -23,6 +23,7 @@ PHOTO = "OSBS_029"
 PHOTO_FILE = Path(__file__).parent / f"{PHOTO}.jpg"
 TRAIN = Path(__file__).parent / "train.json"
 HELDOUT = Path(__file__).parent / "heldout.json"
+DETECTOR = Path(__file__).parent / "tree_crowns.safetensors"
 
 
 def read_image(file: str | Path | IO[bytes]) -> Tensor:
@@ -42,7 +43,7 @@ def load_photo() -> tuple[Tensor, Tensor]:
         boxes: ``[61, 4]`` float32 (x1, y1, x2, y2) in pixels.
 
     Example:
-        >>> from roialign.data import load_photo
+        >>> from roialign.samples import load_photo
         >>> image, boxes = load_photo()
         >>> image.shape, boxes.shape
         (torch.Size([3, 400, 400]), torch.Size([61, 4]))

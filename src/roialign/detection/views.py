@@ -1,0 +1,150 @@
+"""What a training shows of a data set, and in what order: random crops, mirrored, turned and recoloured."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from .datasets import CocoData, Entry, open_photo
+from .images import FILL, Photo
+
+ZOOM = 2.2  # the most that a crop is enlarged or made smaller
+VISIBLE = 0.4  # the least part of a box that must lie within a crop to be kept
+
+# Seen from above nothing has an upright: two mirrors and a quarter turn make all eight ways to lay a photo down.
+_APPEARANCE = v2.Compose([
+    v2.RandomHorizontalFlip(),
+    v2.RandomVerticalFlip(),
+    v2.RandomApply([v2.RandomRotation((90, 90))]),
+    v2.RandomApply([v2.ColorJitter(brightness=0.35, contrast=0.35, saturation=0.35, hue=0.06)], p=0.8),
+    v2.RandomApply([v2.GaussianBlur(5, (0.1, 1.2))], p=0.2),
+    v2.RandomGrayscale(p=0.05),
+])  # fmt: skip
+
+
+class View(NamedTuple):
+    """One sight of one image in a training: all that chance decides about it follows from these numbers."""
+
+    epoch: int
+    image: int
+    turn: int  # which of the image's views in this epoch
+    counts: bool = True  # False: only there because a process without a share of the last batch must keep step
+
+    def seed(self, seed: int) -> int:
+        """A seed for everything random about the view."""
+        text = f"{seed} {self.epoch} {self.image} {self.turn}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+
+
+class EpochBatches(Sampler[list[View]]):
+    """This process's share of an epoch: every image once, over all processes.
+
+    An image larger than a crop is shown as as many crops as cover its area; ``repeat`` shows everything so many times.
+    The batches of all processes together are those that one process with a batch ``processes`` times as large would
+    have, in the same order.
+
+    Args:
+        entries: the images.
+        crop: side of a crop, in pixels.
+        batch: views per process and step.
+        repeat: times an epoch goes over the images.
+        seed: decides the order, with ``self.epoch``.
+        rank: which process this is.
+        processes: how many there are.
+    """
+
+    def __init__(
+        self, entries: Sequence[Entry], crop: int, batch: int, repeat: int, seed: int, rank: int = 0, processes: int = 1
+    ) -> None:
+        self.turns = [repeat * max(1, round(entry.width * entry.height / crop**2)) for entry in entries]
+        self.batch, self.seed, self.rank, self.processes = batch, seed, rank, processes
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return math.ceil(sum(self.turns) / (self.batch * self.processes))
+
+    def __iter__(self) -> Iterator[list[View]]:
+        views = [View(self.epoch, image, turn) for image, turns in enumerate(self.turns) for turn in range(turns)]
+        generator = torch.Generator().manual_seed(View(self.epoch, -1, -1).seed(self.seed))
+        order = torch.randperm(len(views), generator=generator).tolist()
+        together = self.batch * self.processes
+        for start in range(0, len(order), together):
+            step = [views[place] for place in order[start : start + together]]
+            yield step[self.rank :: self.processes] or [step[0]._replace(counts=False)]
+
+
+class Sample(NamedTuple):
+    """What the model is shown of one view."""
+
+    view: View
+    file: Path
+    image: Tensor  # [3, crop, crop] float32 in [0, 1]
+    target: dict[str, Tensor]  # boxes [N, 4], labels [N]
+
+
+class TrainingViews(Dataset[Sample]):
+    """Views of a data set's images, augmented."""
+
+    def __init__(self, data: CocoData, crop: int, seed: int) -> None:
+        self.data, self.crop, self.seed = data, crop, seed
+
+    def __getitem__(self, view: View) -> Sample:
+        """The view, the same whenever and in whichever process it is asked for."""
+        entry = self.data.entries[view.image]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(view.seed(self.seed))
+            image, boxes, labels = augment(_remembered(entry.file, entry.width, entry.height), entry, self.crop)
+        return Sample(view, entry.file, image, {"boxes": boxes, "labels": labels})
+
+
+_remembered = lru_cache(maxsize=16)(open_photo)  # a small data set stays decoded
+
+
+def augment(photo: Photo, entry: Entry, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One random view, by PyTorch's global generator.
+
+    Args:
+        photo: the image.
+        entry: its boxes and labels.
+        size: of the view, in pixels.
+
+    Returns:
+        image: ``[3, size, size]`` float32 in [0, 1]; the networks' mean colour where the image does not reach.
+        boxes: ``[N, 4]`` float32.
+        labels: ``[N]`` int64.
+    """
+    zoom = math.exp((2 * float(torch.rand(())) - 1) * math.log(ZOOM))
+    side = size / zoom
+    x, y = _corner(photo.width, side), _corner(photo.height, side)
+    canvas = Image.new("RGB", (size, size), FILL)
+    window = (max(0.0, x), max(0.0, y), min(float(photo.width), x + side), min(float(photo.height), y + side))
+    outer = tuple(math.floor(v) for v in window[:2]) + tuple(math.ceil(v) for v in window[2:])
+    place = [round((v - o) * zoom) for v, o in zip(window, (x, y, x, y), strict=True)]
+    extent = (max(1, place[2] - place[0]), max(1, place[3] - place[1]))
+    inner = tuple(v - outer[i % 2] for i, v in enumerate(window))
+    part = photo.crop((outer[0], outer[1], outer[2], outer[3]))
+    canvas.paste(part.resize(extent, Image.Resampling.BILINEAR, box=inner), (place[0], place[1]))  # type: ignore[arg-type]
+
+    moved = (entry.boxes - torch.tensor([x, y, x, y])) * zoom
+    cut = moved.clamp(0, size)
+    area, seen = (((b[:, 2:] - b[:, :2]).prod(1)) for b in (moved, cut))
+    keep = (seen >= VISIBLE * area) & ((cut[:, 2:] - cut[:, :2]).amin(1) >= 2)
+    boxes = tv_tensors.BoundingBoxes(cut[keep], format="XYXY", canvas_size=(size, size))
+    image, boxes = _APPEARANCE(v2.functional.pil_to_tensor(canvas), boxes)
+    return image.float() / 255, boxes.as_subclass(Tensor), entry.labels[keep]
+
+
+def _corner(length: int, side: float) -> float:
+    """Where a window of ``side`` begins: anywhere inside the image, or if it is larger, anywhere around it."""
+    return float(torch.rand(())) * (length - side)
