@@ -14,7 +14,7 @@ test: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h tests/core/*.cpp
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h csrc/kernels/*.cpp csrc/kernels/*.h tests/core/*.cpp
 
 types: .venv/ready
 	$(BIN)/mypy

@@ -2,7 +2,7 @@
 #include <nanobind/nanobind.h>
 
 #include "arguments.h"
-#include "kernels.h"
+#include "kernels/kernels.h"
 #include "parallel.h"
 
 namespace nb = nanobind;

@@ -5,7 +5,7 @@
 #include <mutex>
 #include <vector>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 #include "parallel.h"
 
 namespace roialign {

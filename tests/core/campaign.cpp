@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "core.h"
-#include "kernels.h"
+#include "kernels/kernels.h"
 #include "parallel.h"
 
 namespace {

@@ -1,7 +1,7 @@
 // The kernels for one instruction set. CMake compiles this file once per set, with ROI_SET naming it. Everything lives
 // in that set's own namespace and nothing from the standard library is used, so that the linker cannot merge code of
 // different sets.
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
@@ -10,11 +10,11 @@
 namespace roialign {
 namespace ROI_SET {
 
-#include "lanes.h"
-#include "edge.h"
-#include "forward.h"
-#include "backward.h"
-#include "box_grad.h"
+#include "lanes-inl.h"
+#include "edge-inl.h"
+#include "forward-inl.h"
+#include "backward-inl.h"
+#include "box_grad-inl.h"
 
 }  // namespace ROI_SET
 
