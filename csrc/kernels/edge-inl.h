@@ -101,23 +101,24 @@ static void unpack_rows(const Map& map, int64_t channel, int lanes, int64_t y, i
 // Whether the pixels of a channels_last output, from this one on, can go around the cache block by block.
 template <class S, class A>
 static ROI_INLINE bool streams_blocks(const Pooled& pooled, const S* to) {
-  return pooled.stream && sizeof(S) == sizeof(A) && reinterpret_cast<uintptr_t>(to) % 64 == 0 &&
+  return pooled.stream && sizeof(S) == sizeof(A) && reinterpret_cast<uintptr_t>(to) % kLineBytes == 0 &&
          pooled.channels % kLanes<A> == 0;
 }
 
-// Writes `pixels` pooled pixels from number `first` on of one box and one channel block.
+// Writes the pooled rows [first, first + rows) of box `row` and one channel block.
 template <class S, class A>
-static void emit(const KernelArgs& args, int64_t row, int64_t channel, int lanes, int64_t first, int64_t pixels,
+static void emit(const KernelArgs& args, int64_t row, int64_t channel, int lanes, int64_t first, int64_t rows,
                  const A* tile) {
   const Pooled& pooled = args.pooled;
-  const int64_t size = int64_t{pooled.height} * pooled.width;
+  const int64_t size = int64_t{pooled.height} * pooled.width, pixels = rows * pooled.width;
+  first *= pooled.width;
   S* to = reinterpret_cast<S*>(pooled.data) + row * pooled.channels * size;
   if (pooled.channels_last) {
     to += first * pooled.channels + channel;
     const bool lines = lanes == kLanes<A> && streams_blocks<S, A>(pooled, to);
     for (int64_t p = 0; p < pixels; ++p, to += pooled.channels) {
       if (lines) {
-        stream(reinterpret_cast<char*>(to), reinterpret_cast<const char*>(tile + p * kLanes<A>), 64);
+        stream(reinterpret_cast<char*>(to), reinterpret_cast<const char*>(tile + p * kLanes<A>), kBlockBytes);
         continue;
       }
       const Lanes<A> lane = Lanes<A>::load(tile + p * kLanes<A>);
@@ -126,11 +127,10 @@ static void emit(const KernelArgs& args, int64_t row, int64_t channel, int lanes
     return;
   }
   to += channel * size + first;
-  if (pixels < size) return unpack_planes(tile, lanes, pixels, to, size);
-  // The whole box: its channels are adjacent, so they go out as one piece.
+  // The channels of a whole box are adjacent, so they can go out as one piece.
   const int64_t bytes = lanes * size * static_cast<int64_t>(sizeof(S));
-  const auto phase = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) % 64);
-  if (args.pooled.stream && bytes % 32 == 0 && phase % 32 == 0) {
+  const auto phase = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) % kLineBytes);
+  if (pooled.stream && pixels == size && bytes % 32 == 0 && phase % 32 == 0) {
     char* stage = args.space.stage + phase;
     unpack_planes(tile, lanes, pixels, reinterpret_cast<S*>(stage), size);
     return stream(reinterpret_cast<char*>(to), stage, bytes);
@@ -138,12 +138,13 @@ static void emit(const KernelArgs& args, int64_t row, int64_t channel, int lanes
   unpack_planes(tile, lanes, pixels, to, size);
 }
 
-// Reads the same pixels; missing lanes become zero.
+// Reads the same rows; missing lanes become zero.
 template <class S, class A>
-static void fetch(const KernelArgs& args, int64_t row, int64_t channel, int lanes, int64_t first, int64_t pixels,
+static void fetch(const KernelArgs& args, int64_t row, int64_t channel, int lanes, int64_t first, int64_t rows,
                   A* tile) {
   const Pooled& pooled = args.pooled;
-  const int64_t size = int64_t{pooled.height} * pooled.width;
+  const int64_t size = int64_t{pooled.height} * pooled.width, pixels = rows * pooled.width;
+  first *= pooled.width;
   const S* from = reinterpret_cast<const S*>(pooled.data) + row * pooled.channels * size;
   if (!pooled.channels_last) return pack_planes(from + channel * size + first, size, lanes, pixels, tile);
   from += first * pooled.channels + channel;
@@ -151,14 +152,15 @@ static void fetch(const KernelArgs& args, int64_t row, int64_t channel, int lane
     (lanes == kLanes<A> ? Storage<S>::load(from) : Storage<S>::load_some(from, lanes)).store(tile + p * kLanes<A>);
 }
 
-// Asks for the same pixels ahead of time: boxes lie far apart, out of the hardware prefetcher's sight.
+// Asks for the whole box ahead of time: boxes lie far apart, out of the hardware prefetcher's sight.
 template <class S>
 static ROI_INLINE void fetch_ahead(const KernelArgs& args, int64_t row, int64_t channel, int lanes) {
   const Pooled& pooled = args.pooled;
   const int64_t size = int64_t{pooled.height} * pooled.width;
   if (size > kTilePixels || pooled.channels_last) return;
   const char* from = pooled.data + (row * pooled.channels + channel) * size * static_cast<int64_t>(sizeof(S));
-  for (int64_t i = 0; i < lanes * size * static_cast<int64_t>(sizeof(S)); i += 64) __builtin_prefetch(from + i, 0, 2);
+  for (int64_t i = 0; i < lanes * size * static_cast<int64_t>(sizeof(S)); i += kLineBytes)
+    __builtin_prefetch(from + i, 0, 2);
 }
 
 // How the contractions read one channel block of the map.
@@ -167,7 +169,20 @@ struct View {
   const A* base;
   int64_t row, pixel;  // strides
   bool compact;        // rows and pixels are touched positions, not cells
+
+  // The cell in touched row i and touched column j of the box.
+  ROI_INLINE const A* at(const Box<A>& box, int32_t i, int32_t j) const {
+    const int64_t y = compact ? i : box.y.cell[i], x = compact ? j : box.x.cell[j];
+    return base + y * row + x * pixel;
+  }
 };
+
+// Calls visit(first, rows) for the pooled rows that are handled together.
+template <class Visit>
+static ROI_INLINE void for_each_tile(const KernelArgs& args, Visit&& visit) {
+  const int32_t height = args.pooled.height, step = args.tile_rows;
+  for (int32_t first = 0; first < height; first += step) visit(first, height - first < step ? height - first : step);
+}
 
 // Packs the cells one box touches, side by side.
 template <class S, class A>

@@ -63,6 +63,15 @@ static ROI_INLINE void contract_row(const View<A>& view, const Box<A>& box, int3
   for (int32_t r = 0; r < box.x.runs; ++r) sum_rows(view, cell, index, weight, taps, box.x.run[r], strip);
 }
 
+// The sum over the taps of one row of `bins`, of one strip.
+template <class A>
+static ROI_INLINE Lanes<A> contract_column(const Matrix<A>& bins, int32_t row, const A* strip) {
+  Lanes<A> sum = Lanes<A>::fill(0);
+  for (int32_t t = bins.begin[row]; t < bins.begin[row + 1]; ++t)
+    sum.add_times(bins.weight[t], Lanes<A>::load(strip + int64_t{bins.index[t]} * kLanes<A>));
+  return sum;
+}
+
 // pixels[r][p] = sum over the taps of row p of `bins`, for `rows` strips. One read of the weights serves all strips.
 template <class A, int N>
 static void contract_columns_fixed(const Matrix<A>& bins, int32_t count, const A* strips, int64_t strip, int32_t rows,
@@ -113,19 +122,8 @@ static void contract_columns(const Matrix<A>& bins, int32_t uniform, int32_t cou
       }
       for (int k = 0; k < 4; ++k) sum[k].store(pixels + (int64_t{r + k} * count + p) * n);
     }
-    for (; r < rows; ++r) {
-      Lanes<A> sum = Lanes<A>::fill(0);
-      for (int32_t t = first; t < end; ++t)
-        sum.add_times(bins.weight[t], Lanes<A>::load(strips + r * strip + int64_t{bins.index[t]} * n));
-      sum.store(pixels + (int64_t{r} * count + p) * n);
-    }
+    for (; r < rows; ++r) contract_column(bins, p, strips + r * strip).store(pixels + (int64_t{r} * count + p) * n);
   }
-}
-
-// Pooled rows that fit one tile.
-static inline int32_t tile_rows(const Pooled& pooled) {
-  const int32_t rows = kTilePixels / pooled.width;
-  return rows < 1 ? 1 : rows < pooled.height ? rows : pooled.height;
 }
 
 template <class A>
@@ -143,7 +141,6 @@ static void max_rows(const KernelArgs& args, const View<A>& view, const Box<A>& 
                      A* tile) {
   constexpr int n = kLanes<A>;
   auto* strip = reinterpret_cast<A*>(args.space.strips);
-  const Matrix<A>& columns = box.x.bins;
   for (int32_t r = 0; r < rows; ++r) {
     const int32_t from = box.y.group[first + r], to = box.y.group[first + r + 1];
     A* line = tile + int64_t{r} * args.pooled.width * n;
@@ -154,11 +151,8 @@ static void max_rows(const KernelArgs& args, const View<A>& view, const Box<A>& 
         A* best = line + p * n;
         if (box.x.group[p] == box.x.group[p + 1]) Lanes<A>::fill(0).store(best);
         for (int32_t ix = box.x.group[p]; ix < box.x.group[p + 1]; ++ix) {
-          Lanes<A> value = Lanes<A>::fill(0);
-          for (int32_t t = columns.begin[ix]; t < columns.begin[ix + 1]; ++t)
-            value.add_times(columns.weight[t], Lanes<A>::load(strip + int64_t{columns.index[t]} * n));
           A v[n];
-          value.store(v);
+          contract_column(box.x.bins, ix, strip).store(v);
           for (int c = 0; c < n; ++c) best[c] = (v[c] > best[c]) | (v[c] != v[c]) ? v[c] : best[c];
         }
       }
@@ -179,9 +173,7 @@ static void cell_rows(const KernelArgs& args, const View<A>& view, const Box<A>&
       for (int c = 0; c < n; ++c) best[c] = empty ? A(0) : -A(__builtin_inf());
       for (int32_t i = ys.begin[first + r]; i < ys.begin[first + r + 1]; ++i)
         for (int32_t j = xs.begin[p]; j < xs.begin[p + 1]; ++j) {
-          const int64_t y = view.compact ? ys.index[i] : box.y.cell[ys.index[i]];
-          const int64_t x = view.compact ? xs.index[j] : box.x.cell[xs.index[j]];
-          const A* v = view.base + y * view.row + x * view.pixel;
+          const A* v = view.at(box, ys.index[i], xs.index[j]);
           for (int c = 0; c < n; ++c) best[c] = (v[c] > best[c]) | (v[c] != v[c]) ? v[c] : best[c];
         }
       A* to = tile + (int64_t{r} * args.pooled.width + p) * n;
@@ -192,21 +184,19 @@ static void cell_rows(const KernelArgs& args, const View<A>& view, const Box<A>&
 template <class S, class A>
 static void forward_box(const KernelArgs& args, const View<A>& view, const Box<A>& box, int64_t channel, int lanes) {
   auto* tile = reinterpret_cast<A*>(args.space.tile);
-  const int32_t step = tile_rows(args.pooled), width = args.pooled.width;
-  for (int32_t first = 0; first < args.pooled.height; first += step) {
-    const int32_t rows = args.pooled.height - first < step ? args.pooled.height - first : step;
+  for_each_tile(args, [&](int32_t first, int32_t rows) {
     if (!box.finite) {
-      for (int64_t i = 0; i < int64_t{rows} * width; ++i)
+      for (int64_t i = 0; i < int64_t{rows} * args.pooled.width; ++i)
         Lanes<A>::fill(A(__builtin_nan(""))).store(tile + i * kLanes<A>);
-    } else if (args.kind == Kind::align_max) {
+    } else if (args.kind == Kind::max) {
       max_rows(args, view, box, first, rows, tile);
-    } else if (args.kind == Kind::roipool) {
+    } else if (args.kind == Kind::cells) {
       cell_rows(args, view, box, first, rows, tile);
     } else {
       mean_rows(args, view, box, first, rows, tile);
     }
-    emit<S>(args, box.row, channel, lanes, int64_t{first} * width, int64_t{rows} * width, tile);
-  }
+    emit<S>(args, box.row, channel, lanes, first, rows, tile);
+  });
 }
 
 // Blocks of adjacent channels whose sums are in registers at the same time.
@@ -316,8 +306,8 @@ static void forward_piece(const KernelArgs& args, const Piece& all) {
   Piece piece = all;
   using A = typename AccumulatorOf<S>::Type;
   const auto* boxes = static_cast<const Box<A>*>(piece.boxes);
-  const bool mean = args.kind == Kind::align_avg || args.kind == Kind::prroi;
-  if (mean && args.pooled.channels_last && piece.access == Access::direct) {
+  const bool sums = !kKinds[static_cast<int>(args.kind)].takes_maximum;
+  if (sums && args.pooled.channels_last && piece.access == Access::direct) {
     // As many channels as fill groups of blocks; what is left takes the common way.
     const int64_t blocks = (piece.channel_end - piece.channel) / (kLanes<A> * kAbreast) * kAbreast;
     for (int64_t i = 0; i < piece.box_count; ++i)

@@ -31,9 +31,6 @@ struct VectorOf<double> {
 };
 
 template <class A>
-constexpr int kLanes = static_cast<int>(kBlockBytes / sizeof(A));
-
-template <class A>
 struct Lanes {
   static constexpr int parts = kBlockBytes / kVectorBytes;
   using Vec = typename VectorOf<A>::Type;
