@@ -1,34 +1,18 @@
 // Between memory as PyTorch lays it out and blocks of kLanes channels, pixel by pixel. All conversions of type and
-// layout happen here. Included only by kernels.cpp.
+// layout happen here and in planes.cpp.
 #pragma once
+
+#include "kernels/lanes-inl.h"
+
+namespace roialign::ROI_SET {
 
 // Planes to pixels: `count` consecutive cells of `lanes` channels; missing lanes become zero.
 template <class S, class A>
-static void pack_planes(const S* from, int64_t channel_stride, int lanes, int64_t count, A* to) {
-  constexpr int n = kLanes<A>;
-  Lanes<A> r[n];
-  auto square = [&](int64_t i) {
-    for (int c = 0; c < n; ++c) r[c] = Storage<S>::load(from + c * channel_stride + i);
-    transpose(r);
-    for (int k = 0; k < n; ++k) r[k].store(to + (i + k) * n);
-  };
-  int64_t i = 0;
-  if (lanes == n && count >= n) {
-    for (; i + n <= count; i += n) square(i);
-    // The rest: a few cells one by one, more of them as a full square that overlaps the last one.
-    if (count - i > 3) return square(count - n);
-    for (; i < count; ++i)
-      for (int c = 0; c < n; ++c) to[i * n + c] = widen(from[c * channel_stride + i]);
-    return;
-  }
-  for (; i < count; i += n) {
-    const int some = static_cast<int>(count - i < n ? count - i : n);
-    for (int c = 0; c < n; ++c)
-      r[c] = c < lanes ? Storage<S>::load_some(from + c * channel_stride + i, some) : Lanes<A>::fill(0);
-    transpose(r);
-    for (int k = 0; k < some; ++k) r[k].store(to + (i + k) * n);
-  }
-}
+void pack_planes(const S* from, int64_t channel_stride, int lanes, int64_t count, A* to);
+
+// Pixels to planes, the inverse of pack_planes.
+template <class S, class A>
+void unpack_planes(const A* from, int lanes, int64_t count, S* to, int64_t channel_stride);
 
 template <class S, class A>
 static void pack_cells(const Map& map, int64_t channel, int lanes, int64_t y, int64_t x, int64_t count, A* to) {
@@ -53,32 +37,6 @@ static void pack_rows(const Map& map, int64_t channel, int lanes, int64_t y, int
   if (map.row_stride == map.width * map.pixel_stride)
     return pack_cells<S>(map, channel, lanes, y, 0, (y_end - y) * map.width, to);
   for (; y < y_end; ++y, to += map.width * kLanes<A>) pack_cells<S>(map, channel, lanes, y, 0, map.width, to);
-}
-
-// Pixels to planes, the inverse of pack_planes. Narrow types go in pairs: two pixels make one lane of the transpose.
-template <class S, class A>
-static void unpack_planes(const A* from, int lanes, int64_t count, S* to, int64_t channel_stride) {
-  constexpr int n = kLanes<A>, pack = static_cast<int>(sizeof(A) / sizeof(S));
-  Lanes<A> r[n];
-  auto square = [&](int64_t i) {
-    for (int k = 0; k < n; ++k) r[k] = Storage<S>::narrowed(from + (i + k * pack) * n);
-    transpose(r);
-    for (int c = 0; c < n; ++c) __builtin_memcpy(to + c * channel_stride + i, &r[c], sizeof r[c]);
-  };
-  int64_t i = 0;
-  if (lanes == n && count >= n * pack) {
-    for (; i + n * pack <= count; i += n * pack) square(i);
-    if (count - i > 3) return square(count - n * pack);
-    for (; i < count; ++i)
-      for (int c = 0; c < n; ++c) narrow(from[i * n + c], to[c * channel_stride + i]);
-    return;
-  }
-  for (; i < count; i += n) {
-    const int some = static_cast<int>(count - i < n ? count - i : n);
-    for (int k = 0; k < n; ++k) r[k] = k < some ? Lanes<A>::load(from + (i + k) * n) : Lanes<A>::fill(0);
-    transpose(r);
-    for (int c = 0; c < lanes; ++c) Storage<S>::store_some(to + c * channel_stride + i, r[c], some);
-  }
 }
 
 template <class S, class A>
@@ -197,3 +155,5 @@ static View<A> pack_window(const Map& map, const Box<A>& box, int64_t channel, i
     }
   return {block, width * n, n, true};
 }
+
+}  // namespace roialign::ROI_SET

@@ -90,11 +90,8 @@ using Kernel = void (*)(const KernelArgs&, const Piece&);
 
 struct KernelSet {
   const char* name;
-  // Indexed by DType.
-  Kernel forward[kMapDTypes];
-  Kernel backward_input[kMapDTypes];
-  Kernel backward_boxes[kMapDTypes];
-  void (*finish)();  // makes streamed stores visible; each worker calls it last
+  const Kernel *forward, *backward_input, *backward_boxes;  // each by DType
+  void (*finish)();                                         // makes streamed stores visible; each worker calls it last
 };
 
 extern const KernelSet kernels_baseline;

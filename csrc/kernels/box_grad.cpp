@@ -1,6 +1,8 @@
-// Backward to the boxes: the same contractions with one axis matrix replaced by its derivative. Included only by
-// kernels.cpp.
-#pragma once
+// Backward to the boxes: the same contractions with one axis matrix replaced by its derivative.
+#include "kernels/contract-inl.h"
+#include "kernels/winners-inl.h"
+
+namespace roialign::ROI_SET {
 
 // Adds to result the derivatives of sum(grad * out) over one channel block.
 //   along y: sum over p, t of dAy[p, t] * <map row t, (grad Ax) row p>
@@ -118,3 +120,7 @@ static void backward_boxes_piece(const KernelArgs& args, const Piece& piece) {
     add(pack_finite<S>(piece.input, box, channel, lanes, reinterpret_cast<A*>(args.space.second)));
   });
 }
+
+const Kernel backward_boxes_kernels[] = ROI_EACH_TYPE(backward_boxes_piece);
+
+}  // namespace roialign::ROI_SET

@@ -1,9 +1,11 @@
-// Backward to the input: the transposed contractions, map += Ay^T grad Ax, and the scatter of the max kinds. Included
-// only by kernels.cpp.
+// Backward to the input: the transposed contractions, map += Ay^T grad Ax, and the scatter of the max kinds.
 //
 // A piece owns its channels of its rows of the map, and adds boxes in one fixed order: no atomics, and the same bits
 // however the work is cut.
-#pragma once
+#include "kernels/contract-inl.h"
+#include "kernels/winners-inl.h"
+
+namespace roialign::ROI_SET {
 
 // The bins [first, last) among those in row `r` of a transposed matrix, which lists them in increasing order.
 template <class A>
@@ -44,35 +46,6 @@ static ROI_INLINE void add_rows(const A* rows, int64_t stride, const int32_t* in
   }
 }
 
-// strips[r][i] = sum over the bins p of touched column i of weight * pixels[r][p]: `rows` rows of grad Ax.
-template <class A>
-static void spread_columns(const Axis<A>& x, int32_t width, const A* pixels, int32_t rows, A* strips) {
-  constexpr int n = kLanes<A>;
-  const int64_t strip = int64_t{x.touched} * n, line = int64_t{width} * n;
-  for (int32_t i = 0; i < x.touched; ++i) {
-    const int32_t first = x.cells.begin[i], taps = x.cells.begin[i + 1] - first;
-    const int32_t* index = x.cells.index + first;
-    const A* weight = x.cells.weight + first;
-    A* to = strips + int64_t{i} * n;
-    if (taps <= 2) {  // by far the most common
-      const A *a = pixels + index[0] * n, *b = pixels + index[taps - 1] * n;
-      const Lanes<A> u = Lanes<A>::fill(weight[0]), v = Lanes<A>::fill(weight[taps - 1]);
-      for (int32_t r = 0; r < rows; ++r) {
-        Lanes<A> sum = Lanes<A>::load(a + r * line).times(u);
-        if (taps == 2) sum.add_product(v, Lanes<A>::load(b + r * line));
-        sum.store(to + r * strip);
-      }
-      continue;
-    }
-    for (int32_t r = 0; r < rows; ++r) {
-      const A* from = pixels + r * line;
-      Lanes<A> sum = Lanes<A>::load(from + index[0] * n).times(weight[0]);
-      for (int32_t t = 1; t < taps; ++t) sum.add_times(weight[t], Lanes<A>::load(from + index[t] * n));
-      sum.store(to + r * strip);
-    }
-  }
-}
-
 // Where the gradient of one channel block is accumulated: pixel (y, x) of the map lies at
 // base + ((y - row) * width + x) * kLanes.
 template <class A>
@@ -99,66 +72,6 @@ static void mean_back(const KernelArgs& args, const Box<A>& box, int32_t first, 
                box.y.cells.weight + from, to - from, run.count, sum.at(y, run.cell));
     }
   }
-}
-
-template <class A>
-static ROI_INLINE void challenge(const A* value, int32_t y, int32_t x, A* best, Winners& winners) {
-  for (int c = 0; c < kLanes<A>; ++c) {
-    const bool wins = (value[c] > best[c]) | ((value[c] != value[c]) & (best[c] == best[c])) | (winners.y[c] < 0);
-    best[c] = wins ? value[c] : best[c];
-    winners.y[c] = wins ? y : winners.y[c];
-    winners.x[c] = wins ? x : winners.x[c];
-  }
-}
-
-// The value of one sample of one channel, by the cells that weigh something: tables with derivatives also list others.
-template <class A>
-static A weighed(const View<A>& view, const Box<A>& box, int32_t iy, int32_t ix, int c) {
-  const Matrix<A>&ys = box.y.bins, &xs = box.x.bins;
-  A sum = 0;
-  for (int32_t i = ys.begin[iy]; i < ys.begin[iy + 1]; ++i)
-    for (int32_t j = xs.begin[ix]; j < xs.begin[ix + 1]; ++j) {
-      if (ys.weight[i] == 0 || xs.weight[j] == 0) continue;
-      sum += ys.weight[i] * (xs.weight[j] * view.at(box, ys.index[i], xs.index[j])[c]);
-    }
-  return sum;
-}
-
-// Finds the winners of every bin of pooled row `r` and hands them to visit(p, winners). `careful`: leave out cells of
-// weight zero one by one.
-template <class A, class Visit>
-static void find_winners(const KernelArgs& args, const View<A>& view, const Box<A>& box, int32_t r, bool careful,
-                         Visit&& visit) {
-  constexpr int n = kLanes<A>;
-  const bool samples = args.kind == Kind::max;
-  const Axis<A>&ys = box.y, &xs = box.x;
-  const int32_t from = samples ? ys.group[r] : ys.bins.begin[r];
-  const int32_t to = samples ? ys.group[r + 1] : ys.bins.begin[r + 1];
-  auto* strip = reinterpret_cast<A*>(args.space.strips);
-  const int32_t width = args.pooled.width;
-  auto* best = reinterpret_cast<A*>(args.space.best);
-  auto* winners = reinterpret_cast<Winners*>(args.space.winners);
-  for (int32_t p = 0; p < width; ++p)
-    for (int c = 0; c < n; ++c) winners[p].y[c] = winners[p].x[c] = -1;
-  for (int32_t iy = from; iy < to; ++iy) {
-    if (samples) contract_row(view, box, iy, strip);
-    for (int32_t p = 0; p < width; ++p) {
-      const int32_t left = samples ? xs.group[p] : xs.bins.begin[p];
-      const int32_t right = samples ? xs.group[p + 1] : xs.bins.begin[p + 1];
-      for (int32_t ix = left; ix < right; ++ix) {
-        if (!samples) {
-          const int32_t i = ys.bins.index[iy], j = xs.bins.index[ix];
-          challenge(view.at(box, i, j), i, j, best + p * n, winners[p]);
-          continue;
-        }
-        A v[n];
-        contract_column(xs.bins, ix, strip).store(v);
-        for (int c = 0; careful && c < n; ++c) v[c] = weighed(view, box, iy, ix, c);
-        challenge(v, iy, ix, best + p * n, winners[p]);
-      }
-    }
-  }
-  for (int32_t p = 0; p < width; ++p) visit(p, winners[p]);
 }
 
 template <class A>
@@ -239,3 +152,7 @@ static void backward_input_piece(const KernelArgs& args, const Piece& piece) {
     advance(piece.row_end, piece.row_end);
   }
 }
+
+const Kernel backward_input_kernels[] = ROI_EACH_TYPE(backward_input_piece);
+
+}  // namespace roialign::ROI_SET
