@@ -2,20 +2,28 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types docs figures mutants clean
+# The core is built in a folder that stays, by tools that stay, so that a change compiles what it touches and no more.
+INSTALL := $(BIN)/python -m pip install --quiet --no-build-isolation --config-settings build-dir=build/core --editable
+
+.PHONY: demo core test lint types docs figures mutants clean
 
 demo: .venv/ready
 	@echo 'The demo takes about a minute on two cores; its pictures go to demo/.'
 	$(BIN)/roialign demo --out demo
 
-test: .venv/ready
+core: .venv/ready # what changed in csrc/, compiled and put where the editable install imports it
+	@test -e build/core/CMakeCache.txt || $(INSTALL) . --no-deps
+	@$(BIN)/python -m cmake --build build/core --target _core
+	@$(BIN)/python -m cmake --install build/core --prefix "$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('platlib'))")" >/dev/null
+
+test: core
 	$(BIN)/python -m pytest -n 2
 
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h tests/core/*.cpp
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h csrc/kernels/*.cpp csrc/kernels/*.h tests/core/*.cpp
 
 types: .venv/ready
 	$(BIN)/mypy
@@ -27,14 +35,15 @@ figures: .venv/ready # of the documentation, after a change of what is drawn
 	$(BIN)/python docs/figures.py
 
 mutants: .venv/ready # who notices a changed operator or constant; some: make mutants MUTANTS="axis.py --sample 50"
-	$(BIN)/python -c "import cosmic_ray, nanobind" 2>/dev/null || $(BIN)/python -m pip install --quiet cosmic-ray nanobind
+	$(BIN)/python -c "import cosmic_ray" 2>/dev/null || $(BIN)/python -m pip install --quiet cosmic-ray
 	$(BIN)/python tests/mutants.py $(MUTANTS)
 
 .venv/ready: pyproject.toml
 	@echo 'First .venv is set up: about 6 GB, nearly all of it PyTorch with CUDA; 5 to 20 minutes, most of them download.'
 	@echo 'An environment that has PyTorch serves as well: "pip install .[detection]" there, then "roialign demo".'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[all]'
+	$(BIN)/python -m pip install --quiet cmake nanobind ninja scikit-build-core
+	$(INSTALL) '.[all]'
 	touch $@
 
 clean:

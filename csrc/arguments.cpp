@@ -1,6 +1,8 @@
 #include "arguments.h"
 
 #include <algorithm>
+#include <initializer_list>
+#include <iterator>
 #include <string>
 
 namespace nb = nanobind;
@@ -10,8 +12,6 @@ namespace {
 
 constexpr int64_t kMostBins = 1 << 24;   // along one axis; a float32 position counts no further
 constexpr int64_t kMostCells = 1 << 30;  // along one axis; cells are counted in 32 bits
-constexpr int64_t kItemSize[4] = {4, 8, 2, 2};
-constexpr int64_t kInt64 = 4;  // the index of int64 among the dtypes, which only a level has
 
 int64_t integer(PyObject* value) {
   const long long result = PyLong_AsLongLong(value);
@@ -27,7 +27,7 @@ std::string text(nb::handle value) { return nb::str(value).c_str(); }
 
 struct Array {
   char* data;
-  int64_t bytes, dtype, rank;
+  int64_t bytes, dtype, rank;  // the dtype's place in kDTypes, or none; checked before the memory is
   int64_t size[4] = {1, 1, 1, 1}, stride[4] = {0, 0, 0, 0};
   nb::handle tensor;
 
@@ -45,7 +45,7 @@ struct Array {
     for (int64_t i = 0; i < rank; ++i)
       if (__builtin_mul_overflow(size[i] - 1, stride[i], &along) || __builtin_add_overflow(last, along, &last))
         return -1;
-    const int64_t item = dtype == kInt64 ? 8 : kItemSize[dtype];
+    const int64_t item = kDTypes[dtype].bytes;
     return __builtin_mul_overflow(last, item, &bytes_) || __builtin_add_overflow(bytes_, item, &bytes_) ? -1 : bytes_;
   }
 
@@ -100,16 +100,23 @@ void check_memory(const Array& array, const std::string& name) {
          needed < 0 ? "less than 2**63" : std::to_string(needed));
 }
 
-bool pooling_dtype(int64_t dtype) { return dtype >= 0 && dtype < kInt64; }
+bool is(int64_t dtype, DType type) { return dtype == static_cast<int64_t>(type); }
+bool is_map_dtype(int64_t dtype) { return dtype >= 0 && dtype < kMapDTypes; }
 
 Array to_map(nb::handle tuple, const std::string& name, int64_t dtype) {
   const Array map = to_array(tuple, name, 4, "[N, C, H, W]");
-  check_dtype(map, name, pooling_dtype(map.dtype), "float16, bfloat16, float32 or float64");
+  check_dtype(map, name, is_map_dtype(map.dtype), "float16, bfloat16, float32 or float64");
   check_dtype(map, name, map.dtype == dtype, "one dtype for all maps and the pooled tensor");
   if (map.size[2] > kMostCells || map.size[3] > kMostCells)
     refuse(name, map.shape(), "at most 2**30 cells along one axis");
   check_memory(map, name);
   return map;
+}
+
+std::string in_brackets(std::initializer_list<int64_t> sizes) {
+  std::string result;
+  for (const int64_t size : sizes) result += (result.empty() ? "(" : ", ") + std::to_string(size);
+  return result + ")";
 }
 
 std::string numbered(const char* name, size_t i) { return name + ("[" + std::to_string(i) + "]"); }
@@ -151,74 +158,97 @@ void check_cells(const Call& call) {
   }
 }
 
-}  // namespace
-
-Arguments to_arguments(int64_t kind, nb::handle maps, nb::handle rois_, nb::handle level_, nb::handle pooled_,
-                       const char* named, nb::handle size, nb::handle scales, int64_t sampling_ratio, bool aligned) {
-  Arguments arguments;
-  Call& call = arguments.call;
-  if (kind < 0 || kind > 3) refuse("kind", std::to_string(kind), "0 to 3");
-  call.kind = static_cast<Kind>(kind);
-  call.sampling_ratio = sampling_ratio;
-  call.aligned = aligned;
-
-  const Array pooled = to_array(pooled_, named, 4, "[K, C, height, width]");
-  check_dtype(pooled, named, pooling_dtype(pooled.dtype), "float16, bfloat16, float32 or float64");
-  call.dtype = static_cast<DType>(pooled.dtype);
-
+std::vector<Level> to_levels(nb::handle maps, int64_t dtype) {
   const size_t count = nb::len(maps);
   if (count == 0) refuse("features", "no maps", "at least one");
-  std::vector<Level>& levels = arguments.levels;
+  std::vector<Level> levels;
   for (size_t i = 0; i < count; ++i) {
     const std::string name = numbered("features", i);
-    const Array map = to_map(nb::object(maps[i]), name, pooled.dtype);
+    const Array map = to_map(nb::object(maps[i]), name, dtype);
     levels.push_back(to_level(map));
     if (levels[i].images != levels[0].images || levels[i].channels != levels[0].channels)
       refuse(name, map.shape(),
              "the " + std::to_string(levels[0].images) + " images and " + std::to_string(levels[0].channels) +
                  " channels of features[0]");
   }
-  read_scales(scales, levels);
-  call.levels = levels.data();
-  call.level_count = static_cast<int64_t>(count);
+  return levels;
+}
 
-  const Array rois = to_array(rois_, "rois", 2, "[K, 5]");
-  check_dtype(rois, "rois", rois.dtype == 0 || rois.dtype == 1, "float32 or float64");
+void read_rois(nb::handle tuple, Call& call) {
+  const Array rois = to_array(tuple, "rois", 2, "[K, 5]");
+  call.rois_f64 = is(rois.dtype, DType::float64);
+  check_dtype(rois, "rois", call.rois_f64 || is(rois.dtype, DType::float32), "float32 or float64");
   if (rois.size[1] != 5) refuse("rois", rois.shape(), "[K, 5]");
   if (!rois.contiguous()) refuse("rois", "strides " + text(rois.tensor.attr("stride")()), "contiguous rows");
   check_memory(rois, "rois");
   call.rois = rois.data;
-  call.rois_f64 = rois.dtype == 1;
   call.boxes = rois.size[0];
+}
 
-  if (!level_.is_none()) {
-    const Array level = to_array(level_, "level", 1, "[K]");
-    check_dtype(level, "level", level.dtype == kInt64, "int64");
-    if (level.size[0] != call.boxes)
-      refuse("level", level.shape(), "one number for each of " + std::to_string(call.boxes) + " boxes");
-    if (!level.contiguous()) refuse("level", "strides " + text(level.tensor.attr("stride")()), "contiguous numbers");
-    check_memory(level, "level");
-    call.level_of_box = reinterpret_cast<const int64_t*>(level.data);
-  } else if (count > 1) {
-    refuse("level", "None for " + std::to_string(count) + " maps", "the index of each box's map");
+void read_level(nb::handle tuple, Call& call) {
+  if (tuple.is_none()) {
+    if (call.level_count == 1) return;
+    refuse("level", "None for " + std::to_string(call.level_count) + " maps", "the index of each box's map");
   }
+  const Array level = to_array(tuple, "level", 1, "[K]");
+  check_dtype(level, "level", is(level.dtype, DType::int64), "int64");
+  if (level.size[0] != call.boxes)
+    refuse("level", level.shape(), "one number for each of " + std::to_string(call.boxes) + " boxes");
+  if (!level.contiguous()) refuse("level", "strides " + text(level.tensor.attr("stride")()), "contiguous numbers");
+  check_memory(level, "level");
+  call.level_of_box = reinterpret_cast<const int64_t*>(level.data);
+}
 
+void read_size(nb::handle size, Call& call) {
   if (nb::len(size) != 2) refuse("output_size", text(size), "(height, width)");
   const auto height = nb::cast<int64_t>(size[0]), width = nb::cast<int64_t>(size[1]);
   if (height < 1 || width < 1 || height > kMostBins || width > kMostBins)
     refuse("output_size", text(size), "1 to 2**24 bins along each axis");
   call.pooled_h = static_cast<int32_t>(height);
   call.pooled_w = static_cast<int32_t>(width);
-  if (pooled.size[0] != call.boxes || pooled.size[1] != levels[0].channels || pooled.size[2] != height ||
-      pooled.size[3] != width)
-    refuse(named, pooled.shape(),
-           "(" + std::to_string(call.boxes) + ", " + std::to_string(levels[0].channels) + ", " +
-               std::to_string(height) + ", " + std::to_string(width) + ")");
+}
+
+void read_pooled(const Array& pooled, const char* named, Call& call) {
+  const int64_t channels = call.levels[0].channels;
+  if (pooled.size[0] != call.boxes || pooled.size[1] != channels || pooled.size[2] != call.pooled_h ||
+      pooled.size[3] != call.pooled_w)
+    refuse(named, pooled.shape(), in_brackets({call.boxes, channels, call.pooled_h, call.pooled_w}));
   call.pooled_channels_last = !pooled.contiguous();
   if (call.pooled_channels_last && !pooled.channels_last())
     refuse(named, "strides " + text(pooled.tensor.attr("stride")()), "contiguous or channels_last");
   check_memory(pooled, named);
   call.pooled = pooled.data;
+}
+
+}  // namespace
+
+Kind to_kind(int64_t kind) {
+  constexpr int64_t count = std::size(kKinds);
+  if (kind < 0 || kind >= count) refuse("kind", std::to_string(kind), "0 to " + std::to_string(count - 1));
+  return static_cast<Kind>(kind);
+}
+
+Arguments to_arguments(Kind kind, nb::handle maps, nb::handle rois, nb::handle level, nb::handle pooled_,
+                       const char* named, nb::handle size, nb::handle scales, int64_t sampling_ratio, bool aligned) {
+  Arguments arguments;
+  Call& call = arguments.call;
+  call.kind = kind;
+  call.sampling_ratio = sampling_ratio;
+  call.aligned = aligned;
+
+  const Array pooled = to_array(pooled_, named, 4, "[K, C, height, width]");
+  check_dtype(pooled, named, is_map_dtype(pooled.dtype), "float16, bfloat16, float32 or float64");
+  call.dtype = static_cast<DType>(pooled.dtype);
+
+  arguments.levels = to_levels(maps, pooled.dtype);
+  read_scales(scales, arguments.levels);
+  call.levels = arguments.levels.data();
+  call.level_count = static_cast<int64_t>(arguments.levels.size());
+
+  read_rois(rois, call);
+  read_level(level, call);
+  read_size(size, call);
+  read_pooled(pooled, named, call);
   check_cells(call);
   return arguments;
 }
@@ -234,10 +264,9 @@ std::vector<Level> to_grads(nb::handle grads, const Arguments& arguments) {
     result.push_back(to_level(grad));
     const Level &is = result[i], &has = levels[i];
     if (is.images != has.images || is.channels != has.channels || is.height != has.height || is.width != has.width)
-      refuse(numbered("shapes", i), grad.shape(),
-             "(" + std::to_string(has.images) + ", " + std::to_string(has.channels) + ", " +
-                 std::to_string(has.height) + ", " + std::to_string(has.width) + "), the shape of " +
-                 numbered("features", i));
+      refuse(
+          numbered("shapes", i), grad.shape(),
+          in_brackets({has.images, has.channels, has.height, has.width}) + ", the shape of " + numbered("features", i));
   }
   return result;
 }

@@ -3,6 +3,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <cstdint>
 #include <vector>
 
 #include "core.h"
@@ -15,11 +16,14 @@ struct Arguments {
   Call call;
 };
 
-// An array is a tuple (address, bytes from there to the end of its memory, index of its dtype, shape, strides, tensor);
-// the tensor keeps the memory alive and is named in errors. `maps` is a tuple of arrays, `scales` a sequence of y and x
-// for each, `level` an array or None, `pooled` the output or its gradient, `named` what errors call it. Throws
-// ValueError or TypeError: the argument, what came, what is expected.
-Arguments to_arguments(int64_t kind, nanobind::handle maps, nanobind::handle rois, nanobind::handle level,
+// Throws ValueError if there is no such kind.
+Kind to_kind(int64_t kind);
+
+// An array is a tuple (address, bytes from there to the end of its memory, number of its dtype, shape, strides,
+// tensor); the tensor keeps the memory alive and is named in errors. `maps` is a tuple of arrays, `scales` a sequence
+// of y and x for each, `level` an array or None, `pooled` the output or its gradient, `named` what errors call it.
+// Throws ValueError or TypeError: the argument, what came, what is expected.
+Arguments to_arguments(Kind kind, nanobind::handle maps, nanobind::handle rois, nanobind::handle level,
                        nanobind::handle pooled, const char* named, nanobind::handle size, nanobind::handle scales,
                        int64_t sampling_ratio, bool aligned);
 

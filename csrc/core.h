@@ -6,8 +6,22 @@
 
 namespace roialign {
 
-enum class Kind : int { align_avg = 0, align_max = 1, prroi = 2, roipool = 3 };
-enum class DType : int { f32 = 0, f64 = 1, f16 = 2, bf16 = 3 };
+// What becomes of a bin: the mean or the maximum of its samples, the integral over it, the maximum of its whole cells.
+enum class Kind : int { avg, max, integral, cells };
+struct KindInfo {
+  const char* name;    // in Python and in the documentation
+  bool takes_maximum;  // so that the gradient to the maps depends on their values
+};
+inline constexpr KindInfo kKinds[] = {{"avg", false}, {"max", true}, {"integral", false}, {"cells", true}};  // by Kind
+
+enum class DType : int { float32, float64, float16, bfloat16, int64 };
+struct DTypeInfo {
+  const char* name;  // in PyTorch
+  int64_t bytes;
+};
+inline constexpr DTypeInfo kDTypes[] = {
+    {"float32", 4}, {"float64", 8}, {"float16", 2}, {"bfloat16", 2}, {"int64", 8}};  // by DType
+inline constexpr int kMapDTypes = 4;  // the first ones are those of maps; a box's level alone is int64
 
 // One feature map of the pyramid, [images, channels, height, width] with any non-negative strides.
 struct Level {
@@ -19,8 +33,8 @@ struct Level {
 
 // Everything the three directions share.
 struct Call {
-  Kind kind = Kind::align_avg;
-  DType dtype = DType::f32;
+  Kind kind = Kind::avg;
+  DType dtype = DType::float32;
   const Level* levels = nullptr;
   int64_t level_count = 0;
   const void* rois = nullptr;  // [boxes, 5]: image, x1, y1, x2, y2

@@ -1,6 +1,6 @@
 #include <cstring>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 namespace roialign {
 namespace {

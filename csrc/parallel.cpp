@@ -30,7 +30,7 @@ void run_range(int64_t begin, int64_t end, void* context) {
   std::fegetenv(&own);
   std::fesetenv(&region.environment);
   try {
-    for (int64_t i = begin; i < end; ++i) region.body(i, region.context);
+    for (int64_t i = begin; i < end; ++i) region.body(region.context);
   } catch (...) {
     const std::lock_guard<std::mutex> lock(region.mutex);
     if (!region.error) region.error = std::current_exception();
@@ -55,7 +55,7 @@ int64_t thread_count() {
 
 void run_workers(int64_t workers, WorkerBody body, void* context) {
   if (workers <= 1) {  // a small call: nothing to hand over
-    if (workers == 1) body(0, context);
+    if (workers == 1) body(context);
     return;
   }
   Region region{body, context, {}, {}, {}};

@@ -16,8 +16,8 @@ void set_thread_pool(ParallelFor parallel_for, GetNumThreads get_num_threads);
 // Threads a call may use now; 1 in a forked child, where the parent's pool no longer exists.
 int64_t thread_count();
 
-using WorkerBody = void (*)(int64_t worker, void* context);
-// Runs body(0 .. workers-1), in parallel when the pool allows, and rethrows the first exception.
+using WorkerBody = void (*)(void* context);
+// Runs the body so many times, in parallel when the pool allows, and rethrows the first exception.
 void run_workers(int64_t workers, WorkerBody body, void* context);
 
 // As many workers as are useful; each asks for tasks until none is left, so that uneven tasks balance. Which
@@ -30,10 +30,9 @@ void for_each_task(int64_t tasks, int64_t threads, Worker&& worker) {
     const int64_t task = counter.fetch_add(1, std::memory_order_relaxed);
     return task < tasks ? task : -1;
   };
-  auto body = [&worker, &next](int64_t) { worker(next); };
+  auto body = [&worker, &next] { worker(next); };
   using Body = decltype(body);
-  run_workers(
-      tasks < threads ? tasks : threads, [](int64_t w, void* context) { (*static_cast<Body*>(context))(w); }, &body);
+  run_workers(tasks < threads ? tasks : threads, [](void* context) { (*static_cast<Body*>(context))(); }, &body);
 }
 
 }  // namespace roialign

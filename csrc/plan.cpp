@@ -3,6 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <compare>
+#include <mutex>
+#include <utility>
+
+#include "parallel.h"
 
 namespace roialign {
 namespace {
@@ -87,7 +91,7 @@ Plan<A>::Plan(const Call& call, const Grouping& grouping, int64_t begin, int64_t
   }
   for (const Box<A>& box : boxes) {
     most_columns = std::max<int64_t>(most_columns, box.x.touched);
-    most_cells = std::max<int64_t>(most_cells, int64_t{box.x.touched} * box.y.touched);
+    most_cells = std::max(most_cells, touched_cells(box));
   }
 }
 

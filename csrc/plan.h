@@ -1,12 +1,12 @@
 // Which boxes lie on which image, in what order they are taken, and their tables.
 #pragma once
 
+#include <cstdint>
 #include <memory>
-#include <mutex>
 #include <vector>
 
-#include "kernels.h"
-#include "parallel.h"
+#include "core.h"
+#include "tables.h"
 
 namespace roialign {
 
@@ -24,6 +24,11 @@ struct Grouping {
   std::vector<Group> groups;
   explicit Grouping(const Call& call);
 };
+
+template <class A>
+int64_t touched_cells(const Box<A>& box) {
+  return int64_t{box.y.touched} * box.x.touched;
+}
 
 // The tables of the boxes at places [begin, end) of a grouping. Within a group the boxes are ordered by their first
 // touched row, then by their row in the rois: an order that depends on nothing but the boxes.

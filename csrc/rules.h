@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <stdexcept>
@@ -19,6 +20,7 @@ struct Taps {
   bool derivative = false;
   double least = 0;  // weights up to this one are 0 in the kernels' type
 
+  size_t rows() const { return begin.size() - 1; }
   void start(bool with_derivative, double least_) {
     derivative = with_derivative;
     least = least_;
@@ -265,7 +267,7 @@ void sample_taps(Taps& taps, const Samples<T>& axis) {
       }
       taps.end_row();
     }
-    taps.group.push_back(static_cast<int32_t>(taps.begin.size()) - 1);
+    taps.group.push_back(static_cast<int32_t>(taps.rows()));
   }
 }
 

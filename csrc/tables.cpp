@@ -1,9 +1,11 @@
 #include "tables.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <limits>
 #include <new>
 #include <type_traits>
+#include <vector>
 
 #include "rules.h"
 
@@ -51,10 +53,10 @@ class Compactor {
 
   void compact(const Taps& taps, const Call& call, Wanted wanted, bool pad, Axis<A>& axis) {
     axis = Axis<A>();
-    axis.rows = static_cast<int32_t>(taps.begin.size()) - 1;
     number_cells(taps, axis);
-    if (wanted.transpose && call.kind != Kind::align_max && call.kind != Kind::roipool) transpose(taps, axis);
-    copy_rows(taps, axis, pad && (call.kind == Kind::align_avg || call.kind == Kind::prroi));
+    const bool sums = !kKinds[static_cast<int>(call.kind)].takes_maximum;
+    if (wanted.transpose && sums) transpose(taps, axis);
+    copy_rows(taps, axis, pad && sums);
     if (!taps.group.empty()) axis.group = copy(taps.group);
   }
 
@@ -106,11 +108,10 @@ class Compactor {
     for (const int32_t cell : taps.index) ++begin[position(cell) + 1];
     for (size_t i = 0; i < touched; ++i) begin[i + 1] += begin[i];
     fill_.assign(begin, begin + touched);
-    for (int32_t row = 0; row < axis.rows; ++row) {
-      for (auto t = static_cast<size_t>(taps.begin[static_cast<size_t>(row)]);
-           t < static_cast<size_t>(taps.begin[static_cast<size_t>(row) + 1]); ++t) {
+    for (size_t row = 0; row < taps.rows(); ++row) {
+      for (auto t = static_cast<size_t>(taps.begin[row]); t < static_cast<size_t>(taps.begin[row + 1]); ++t) {
         const auto to = fill_[static_cast<size_t>(position(taps.index[t]))]++;
-        index[to] = row;
+        index[to] = static_cast<int32_t>(row);
         weight[to] = static_cast<A>(taps.weight[t]);
       }
     }
@@ -122,7 +123,7 @@ class Compactor {
   // last tap, each copy with its share of the weight: no new cell is read and nothing is multiplied by an added zero,
   // which would turn an infinity into a NaN.
   void copy_rows(const Taps& taps, Axis<A>& axis, bool pad) {
-    const auto rows = static_cast<size_t>(axis.rows);
+    const size_t rows = taps.rows();
     int32_t fewest = rows ? INT32_MAX : 0, most = 0;
     for (size_t r = 0; r < rows; ++r) {
       const int32_t n = taps.begin[r + 1] - taps.begin[r];
@@ -171,11 +172,11 @@ bool axis_taps(Taps& taps, const Call& call, T lo, T hi, double scale, int32_t b
   }
   taps.start(derivative, static_cast<double>(std::numeric_limits<A>::denorm_min()) / 2);
   const auto length = static_cast<int32_t>(length_);
-  if (call.kind == Kind::prroi) return integral_taps(taps, lo, hi, scale, bins, length);
-  if (call.kind == Kind::roipool) return cell_taps(taps, lo, hi, scale, bins, length);
+  if (call.kind == Kind::integral) return integral_taps(taps, lo, hi, scale, bins, length);
+  if (call.kind == Kind::cells) return cell_taps(taps, lo, hi, scale, bins, length);
   const Samples<T> samples(lo, hi, scale, bins, length, call.sampling_ratio, call.aligned, derivative);
   if (!samples.finite) return false;
-  call.kind == Kind::align_max ? sample_taps(taps, samples) : average_taps(taps, samples);
+  call.kind == Kind::max ? sample_taps(taps, samples) : average_taps(taps, samples);
   return true;
 }
 

@@ -25,14 +25,14 @@ struct Run {
 // in increasing order, and `cell` and `run` say where on the map they lie.
 template <class A>
 struct Axis {
-  Matrix<A> bins;   // bins x positions; for the max of samples: samples x positions; for roipool weights are unset
+  Matrix<A> bins;   // bins x positions; for the max of samples: samples x positions; of whole cells each weight is 1
   Matrix<A> cells;  // the transpose, positions x bins; only when the gradient to the input is wanted
   const A* dlo = nullptr;          // derivatives of bins.weight (of the sample's position, for the max of samples) with
   const A* dhi = nullptr;          // respect to the two box edges; only when the gradient to the boxes is wanted
   const int32_t* group = nullptr;  // max of samples: the samples of each bin are group[p] .. group[p+1]
   const int32_t* cell = nullptr;   // position -> cell
   const Run* run = nullptr;
-  int32_t rows = 0, touched = 0, runs = 0;
+  int32_t touched = 0, runs = 0;
   int32_t uniform = 0;  // taps in every row of bins when that is the same small number, else 0
 };
 

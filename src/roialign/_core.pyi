@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+KINDS: dict[str, int]  # what `kind` may be
+DTYPES: dict[str, int]  # PyTorch's names, and their numbers in an array
+
 Array = tuple[Any, ...]
 Maps = tuple[Array, ...]
 

@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "core.h"
-#include "kernels.h"
+#include "kernels/kernels.h"
 #include "parallel.h"
 
 namespace {
@@ -51,7 +51,7 @@ class Random {
   std::mt19937_64 engine_;
 };
 
-int64_t item_size(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2; }
+int64_t item_size(DType type) { return kDTypes[static_cast<int>(type)].bytes; }
 
 struct Tensor {
   Bytes bytes;

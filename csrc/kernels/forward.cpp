@@ -1,67 +1,7 @@
-// Forward: out = Ay map Ax^T, one channel block at a time. Included only by kernels.cpp.
-#pragma once
+// Forward: out = Ay map Ax^T, one channel block at a time.
+#include "kernels/contract-inl.h"
 
-// to[i] = sum over taps t of weight[t] * row[t][i], for `count` pixels.
-template <class A, int N>
-static ROI_INLINE void sum_rows_fixed(const A* const* row, const A* weight, int64_t pixel, int64_t count, A* to) {
-  Lanes<A> w[N];  // in registers: the compiler cannot know that `to` is not where the weights are
-  for (int t = 0; t < N; ++t) w[t] = Lanes<A>::fill(weight[t]);
-  for (int64_t i = 0; i < count; ++i) {
-    Lanes<A> sum = Lanes<A>::load(row[0] + i * pixel).times(w[0]);
-    for (int t = 1; t < N; ++t) sum.add_product(w[t], Lanes<A>::load(row[t] + i * pixel));
-    sum.store(to + i * kLanes<A>);
-  }
-}
-
-template <class A>
-static ROI_INLINE void sum_rows(const View<A>& view, const int32_t* cell, const int32_t* index, const A* weight,
-                                int32_t taps, const Run& run, A* to) {
-  constexpr int n = kLanes<A>;
-  const int64_t x = (view.compact ? run.at : run.cell) * view.pixel, count = run.count;
-  auto row_at = [&](int32_t t) {
-    const int32_t position = index[t];
-    return view.base + (view.compact ? position : cell[position]) * view.row + x;
-  };
-  to += int64_t{run.at} * n;
-  if (taps <= 4) {
-    const A* row[4];
-    for (int32_t t = 0; t < taps; ++t) row[t] = row_at(t);
-    if (taps == 1) return sum_rows_fixed<A, 1>(row, weight, view.pixel, count, to);
-    if (taps == 2) return sum_rows_fixed<A, 2>(row, weight, view.pixel, count, to);
-    if (taps == 3) return sum_rows_fixed<A, 3>(row, weight, view.pixel, count, to);
-    if (taps == 4) return sum_rows_fixed<A, 4>(row, weight, view.pixel, count, to);
-    for (int64_t i = 0; i < count; ++i) Lanes<A>::fill(0).store(to + i * n);
-    return;
-  }
-  int64_t i = 0;
-  for (; i + 4 <= count; i += 4) {  // four sums at once hide the latency of each
-    Lanes<A> sum[4];
-    for (int k = 0; k < 4; ++k) sum[k] = Lanes<A>::fill(0);
-    for (int32_t t = 0; t < taps; ++t) {
-      const A* row = row_at(t) + i * view.pixel;
-      for (int k = 0; k < 4; ++k) sum[k].add_times(weight[t], Lanes<A>::load(row + k * view.pixel));
-    }
-    for (int k = 0; k < 4; ++k) sum[k].store(to + (i + k) * n);
-  }
-  for (; i < count; ++i) {
-    Lanes<A> sum = Lanes<A>::fill(0);
-    for (int32_t t = 0; t < taps; ++t) sum.add_times(weight[t], Lanes<A>::load(row_at(t) + i * view.pixel));
-    sum.store(to + i * n);
-  }
-}
-
-// One row of an axis matrix times the map: a strip of all touched columns.
-template <class A>
-static ROI_INLINE void contract_row(const View<A>& view, const Box<A>& box, int32_t row, A* strip) {
-  const int32_t first = box.y.bins.begin[row], taps = box.y.bins.begin[row + 1] - first;
-  const int32_t *index = box.y.bins.index + first, *cell = box.y.cell;
-  const A* weight = box.y.bins.weight + first;
-  if (view.compact) {
-    const Run all{0, 0, box.x.touched};
-    return sum_rows(view, cell, index, weight, taps, all, strip);
-  }
-  for (int32_t r = 0; r < box.x.runs; ++r) sum_rows(view, cell, index, weight, taps, box.x.run[r], strip);
-}
+namespace roialign::ROI_SET {
 
 // pixels[r][p] = sum over the taps of row p of `bins`, for `rows` strips. One read of the weights serves all strips.
 template <class A, int N>
@@ -113,19 +53,8 @@ static void contract_columns(const Matrix<A>& bins, int32_t uniform, int32_t cou
       }
       for (int k = 0; k < 4; ++k) sum[k].store(pixels + (int64_t{r + k} * count + p) * n);
     }
-    for (; r < rows; ++r) {
-      Lanes<A> sum = Lanes<A>::fill(0);
-      for (int32_t t = first; t < end; ++t)
-        sum.add_times(bins.weight[t], Lanes<A>::load(strips + r * strip + int64_t{bins.index[t]} * n));
-      sum.store(pixels + (int64_t{r} * count + p) * n);
-    }
+    for (; r < rows; ++r) contract_column(bins, p, strips + r * strip).store(pixels + (int64_t{r} * count + p) * n);
   }
-}
-
-// Pooled rows that fit one tile.
-static inline int32_t tile_rows(const Pooled& pooled) {
-  const int32_t rows = kTilePixels / pooled.width;
-  return rows < 1 ? 1 : rows < pooled.height ? rows : pooled.height;
 }
 
 template <class A>
@@ -143,7 +72,6 @@ static void max_rows(const KernelArgs& args, const View<A>& view, const Box<A>& 
                      A* tile) {
   constexpr int n = kLanes<A>;
   auto* strip = reinterpret_cast<A*>(args.space.strips);
-  const Matrix<A>& columns = box.x.bins;
   for (int32_t r = 0; r < rows; ++r) {
     const int32_t from = box.y.group[first + r], to = box.y.group[first + r + 1];
     A* line = tile + int64_t{r} * args.pooled.width * n;
@@ -154,11 +82,8 @@ static void max_rows(const KernelArgs& args, const View<A>& view, const Box<A>& 
         A* best = line + p * n;
         if (box.x.group[p] == box.x.group[p + 1]) Lanes<A>::fill(0).store(best);
         for (int32_t ix = box.x.group[p]; ix < box.x.group[p + 1]; ++ix) {
-          Lanes<A> value = Lanes<A>::fill(0);
-          for (int32_t t = columns.begin[ix]; t < columns.begin[ix + 1]; ++t)
-            value.add_times(columns.weight[t], Lanes<A>::load(strip + int64_t{columns.index[t]} * n));
           A v[n];
-          value.store(v);
+          contract_column(box.x.bins, ix, strip).store(v);
           for (int c = 0; c < n; ++c) best[c] = (v[c] > best[c]) | (v[c] != v[c]) ? v[c] : best[c];
         }
       }
@@ -179,9 +104,7 @@ static void cell_rows(const KernelArgs& args, const View<A>& view, const Box<A>&
       for (int c = 0; c < n; ++c) best[c] = empty ? A(0) : -A(__builtin_inf());
       for (int32_t i = ys.begin[first + r]; i < ys.begin[first + r + 1]; ++i)
         for (int32_t j = xs.begin[p]; j < xs.begin[p + 1]; ++j) {
-          const int64_t y = view.compact ? ys.index[i] : box.y.cell[ys.index[i]];
-          const int64_t x = view.compact ? xs.index[j] : box.x.cell[xs.index[j]];
-          const A* v = view.base + y * view.row + x * view.pixel;
+          const A* v = view.at(box, ys.index[i], xs.index[j]);
           for (int c = 0; c < n; ++c) best[c] = (v[c] > best[c]) | (v[c] != v[c]) ? v[c] : best[c];
         }
       A* to = tile + (int64_t{r} * args.pooled.width + p) * n;
@@ -192,21 +115,19 @@ static void cell_rows(const KernelArgs& args, const View<A>& view, const Box<A>&
 template <class S, class A>
 static void forward_box(const KernelArgs& args, const View<A>& view, const Box<A>& box, int64_t channel, int lanes) {
   auto* tile = reinterpret_cast<A*>(args.space.tile);
-  const int32_t step = tile_rows(args.pooled), width = args.pooled.width;
-  for (int32_t first = 0; first < args.pooled.height; first += step) {
-    const int32_t rows = args.pooled.height - first < step ? args.pooled.height - first : step;
+  for_each_tile(args, [&](int32_t first, int32_t rows) {
     if (!box.finite) {
-      for (int64_t i = 0; i < int64_t{rows} * width; ++i)
+      for (int64_t i = 0; i < int64_t{rows} * args.pooled.width; ++i)
         Lanes<A>::fill(A(__builtin_nan(""))).store(tile + i * kLanes<A>);
-    } else if (args.kind == Kind::align_max) {
+    } else if (args.kind == Kind::max) {
       max_rows(args, view, box, first, rows, tile);
-    } else if (args.kind == Kind::roipool) {
+    } else if (args.kind == Kind::cells) {
       cell_rows(args, view, box, first, rows, tile);
     } else {
       mean_rows(args, view, box, first, rows, tile);
     }
-    emit<S>(args, box.row, channel, lanes, int64_t{first} * width, int64_t{rows} * width, tile);
-  }
+    emit<S>(args, box.row, channel, lanes, first, rows, tile);
+  });
 }
 
 // Blocks of adjacent channels whose sums are in registers at the same time.
@@ -266,58 +187,13 @@ static void forward_adjacent(const KernelArgs& args, const Map& map, const Box<A
   }
 }
 
-static inline int lanes_at(const Piece& piece, int64_t channel, int most) {
-  return static_cast<int>(piece.channel_end - channel < most ? piece.channel_end - channel : most);
-}
-
-template <class A>
-static inline int64_t last_row(const Box<A>& box) {
-  return box.y.touched ? box.y.cell[box.y.touched - 1] + 1 : 0;
-}
-
-// Calls visit(view, box index, channel, lanes) for every box and channel block of the piece.
-template <class S, class A, class Visit>
-static ROI_INLINE void for_each_block(const KernelArgs& args, const Piece& piece, Visit&& visit) {
-  constexpr int n = kLanes<A>;
-  const Map& map = piece.input;
-  const auto* boxes = static_cast<const Box<A>*>(piece.boxes);
-  auto* block = reinterpret_cast<A*>(args.space.block);
-  if (piece.access == Access::whole) {
-    for (int64_t c = piece.channel; c < piece.channel_end; c += n) {
-      const int lanes = lanes_at(piece, c, n);
-      // Boxes come ordered by their first row, so each row is packed just before it is needed, and is still in the
-      // cache then.
-      int64_t packed = piece.box_count && boxes[0].y.touched ? boxes[0].y.cell[0] : 0;
-      for (int64_t i = 0; i < piece.box_count; ++i) {
-        const int64_t needed = last_row(boxes[i]);
-        pack_rows<S>(map, c, lanes, packed, needed, block);
-        packed = packed > needed ? packed : needed;
-        visit(View<A>{block, map.width * n, n, false}, i, c, lanes);
-      }
-    }
-    return;
-  }
-  for (int64_t i = 0; i < piece.box_count; ++i)
-    for (int64_t c = piece.channel; c < piece.channel_end; c += n) {
-      const int lanes = lanes_at(piece, c, n);
-      if constexpr (sizeof(S) == sizeof(A)) {
-        if (piece.access == Access::direct && lanes == n) {
-          const auto* base = reinterpret_cast<const A*>(map.data) + c;
-          visit(View<A>{base, map.row_stride, map.pixel_stride, false}, i, c, lanes);
-          continue;
-        }
-      }
-      visit(pack_window<S>(map, boxes[i], c, lanes, block), i, c, lanes);
-    }
-}
-
 template <class S>
 static void forward_piece(const KernelArgs& args, const Piece& all) {
   Piece piece = all;
   using A = typename AccumulatorOf<S>::Type;
   const auto* boxes = static_cast<const Box<A>*>(piece.boxes);
-  const bool mean = args.kind == Kind::align_avg || args.kind == Kind::prroi;
-  if (mean && args.pooled.channels_last && piece.access == Access::direct) {
+  const bool sums = !kKinds[static_cast<int>(args.kind)].takes_maximum;
+  if (sums && args.pooled.channels_last && piece.access == Access::direct) {
     // As many channels as fill groups of blocks; what is left takes the common way.
     const int64_t blocks = (piece.channel_end - piece.channel) / (kLanes<A> * kAbreast) * kAbreast;
     for (int64_t i = 0; i < piece.box_count; ++i)
@@ -331,3 +207,7 @@ static void forward_piece(const KernelArgs& args, const Piece& all) {
     forward_box<S>(args, view, boxes[i], channel, lanes);
   });
 }
+
+const Kernel forward_kernels[] = ROI_EACH_TYPE(forward_piece);
+
+}  // namespace roialign::ROI_SET

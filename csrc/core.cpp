@@ -5,7 +5,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
+#include <vector>
 
+#include "kernels/kernels.h"
+#include "parallel.h"
 #include "plan.h"
 
 namespace roialign {
@@ -26,39 +30,40 @@ int64_t block_bytes(int64_t cells) {
   if (cells > (int64_t{1} << 50)) throw std::bad_alloc();
   return cells * kBlockBytes;
 }
-int64_t item_size(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2; }
+int64_t item_size(DType type) { return kDTypes[static_cast<int>(type)].bytes; }
+bool takes_maximum(Kind kind) { return kKinds[static_cast<int>(kind)].takes_maximum; }
 
 // Fresh memory arrives page by page, which costs more than the pooling itself; huge pages make it few.
-void expect_large(void* data, int64_t bytes) {
+void expect_large([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t page = 4096;
   if (bytes < (4 << 20)) return;
   const uintptr_t from = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
   const uintptr_t to = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / page * page;
   madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
-#else
-  (void)data, (void)bytes;
 #endif
 }
+
+using Sizes = Parts<int64_t>;
+constexpr std::pair<int64_t Sizes::*, char* Workspace::*> kScratch[] = {
+    {&Sizes::block, &Workspace::block},   {&Sizes::second, &Workspace::second},
+    {&Sizes::strips, &Workspace::strips}, {&Sizes::more_strips, &Workspace::more_strips},
+    {&Sizes::best, &Workspace::best},     {&Sizes::winners, &Workspace::winners},
+    {&Sizes::tile, &Workspace::tile},     {&Sizes::stage, &Workspace::stage}};
 
 // Scratch memory of one worker.
 class Scratch {
  public:
-  struct Sizes {
-    int64_t block = 0, second = 0, strips = 0, tile = 0;
-  };
   explicit Scratch(const Sizes& sizes) {
-    const int64_t parts[5] = {sizes.block, sizes.second, sizes.strips, sizes.tile, sizes.tile + 64};
-    int64_t total = 0;
-    for (const int64_t part : parts) total += rounded(part);
-    memory_ = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(total + 64)));
+    int64_t total = kLineBytes;
+    for (const auto& part : kScratch) total += rounded(sizes.*part.first);
+    memory_ = static_cast<char*>(std::aligned_alloc(kLineBytes, static_cast<size_t>(total)));
     if (!memory_) throw std::bad_alloc();
     expect_large(memory_, total);
     char* at = memory_;
-    char** const fields[5] = {&space.block, &space.second, &space.strips, &space.tile, &space.stage};
-    for (int i = 0; i < 5; ++i) {
-      *fields[i] = at;
-      at += rounded(parts[i]);
+    for (const auto& part : kScratch) {
+      space.*part.second = at;
+      at += rounded(sizes.*part.first);
     }
   }
   Scratch(const Scratch&) = delete;
@@ -68,7 +73,7 @@ class Scratch {
   Workspace space;
 
  private:
-  static int64_t rounded(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
+  static int64_t rounded(int64_t bytes) { return ceil_div(bytes, kLineBytes) * kLineBytes; }
   char* memory_;
 };
 
@@ -84,34 +89,36 @@ Map image_map(const Level& level, int64_t image, DType type) {
 // What every direction prepares.
 template <class A>
 struct Work {
+  static constexpr int64_t lanes = kLanes<A>;
   const Call& call;
-  int64_t channels, lanes, blocks, threads;
+  int64_t channels, blocks, pooled_bytes, threads;
   KernelArgs args;
 
   explicit Work(const Call& call_) : call(call_) {
     channels = call.levels[0].channels;
-    lanes = kBlockBytes / static_cast<int64_t>(sizeof(A));
     blocks = ceil_div(channels, lanes);
     const int64_t values = call.boxes * channels * call.pooled_h * call.pooled_w;
+    pooled_bytes = values * item_size(call.dtype);
     threads = values < kSerial ? 1 : thread_count();
-    const bool stream = values * item_size(call.dtype) >= kStream;
-    args = {call.kind, {call.pooled, channels, call.pooled_h, call.pooled_w, call.pooled_channels_last, stream}, {}};
+    args.kind = call.kind;
+    args.pooled = {
+        call.pooled, channels, call.pooled_h, call.pooled_w, call.pooled_channels_last, pooled_bytes >= kStream};
+    args.tile_rows = std::clamp(kTilePixels / call.pooled_w, 1, call.pooled_h);
   }
 
-  int64_t tile_pixels() const {
-    const int64_t rows = std::clamp<int64_t>(kTilePixels / call.pooled_w, 1, call.pooled_h);
-    return rows * call.pooled_w;
-  }
-  Scratch::Sizes sizes(const Plan<A>& plan) const {
-    const int64_t rows = tile_pixels() / call.pooled_w;
-    Scratch::Sizes sizes;
-    // Two sets of strips for the gradient to the boxes; the winners of one row of bins for the max kinds.
-    sizes.strips =
-        std::max(2 * rows, kDirectBlocks) * plan.most_columns * kBlockBytes + call.pooled_w * 3 * kBlockBytes;
-    sizes.tile = std::max(tile_pixels(), kDirectBlocks) * kBlockBytes;
+  // What every direction needs; the blocks are added to it.
+  Sizes sizes(const Plan<A>& plan) const {
+    const int64_t rows = args.tile_rows, strip = plan.most_columns * kBlockBytes;
+    Sizes sizes{};
+    sizes.strips = std::max(rows, kDirectBlocks) * strip;
+    sizes.more_strips = rows * strip;
+    sizes.best = call.pooled_w * kBlockBytes;
+    sizes.winners = call.pooled_w * static_cast<int64_t>(sizeof(Winners));
+    sizes.tile = std::max(rows * call.pooled_w, kDirectBlocks) * kBlockBytes;
+    sizes.stage = sizes.tile + kLineBytes;
     return sizes;
   }
-  void run(const std::vector<Piece>& pieces, const Kernel* kernel_of_type, const Scratch::Sizes& sizes) const {
+  void run(const std::vector<Piece>& pieces, const Kernel* kernel_of_type, const Sizes& sizes) const {
     const Kernel kernel = kernel_of_type[static_cast<int>(call.dtype)];
     for_each_task(static_cast<int64_t>(pieces.size()), threads, [&](auto& next) {
       const Scratch scratch(sizes);
@@ -130,7 +137,7 @@ Access access_of(const Work<A>& work, const Plan<A>& plan, const Group& group, c
   if (adjacent) return Access::direct;
   int64_t cells = 0;
   for (int64_t i = group.begin; i < group.end && cells < map.height * map.width; ++i)
-    cells += int64_t{plan.boxes[static_cast<size_t>(i)].x.touched} * plan.boxes[static_cast<size_t>(i)].y.touched;
+    cells += touched_cells(plan.boxes[static_cast<size_t>(i)]);
   return cells < map.height * map.width ? Access::windows : Access::whole;
 }
 
@@ -140,8 +147,8 @@ int64_t cut(int64_t count, int64_t parts, int64_t part) { return count * part / 
 // Pieces that read the map: by channel block where the block is packed for all boxes, else by boxes, which keeps a
 // box's cells in the cache for all its channels. `ranges` are the channel blocks that must stay together.
 template <class A>
-void add_reading_pieces(const Work<A>& work, const Plan<A>& plan, int64_t ranges, double* box_grad,
-                        std::vector<Piece>& pieces, Scratch::Sizes& sizes) {
+void add_reading_pieces(const Work<A>& work, const Plan<A>& plan, int64_t ranges, BoxGrad* box_grad,
+                        std::vector<Piece>& pieces, Sizes& sizes) {
   const int64_t wanted = work.threads > 1 ? 8 * work.threads : 1;
   for (const Group& group : plan.groups) {
     Piece piece{};
@@ -165,7 +172,7 @@ void add_reading_pieces(const Work<A>& work, const Plan<A>& plan, int64_t ranges
         piece.boxes = plan.boxes.data() + first;
         piece.channel = cut(work.blocks, channel_cuts, c) * work.lanes;
         piece.channel_end = std::min(cut(work.blocks, channel_cuts, c + 1) * work.lanes, work.channels);
-        if (box_grad) piece.box_grad = box_grad + 4 * (c * static_cast<int64_t>(plan.boxes.size()) + first);
+        if (box_grad) piece.box_grad = box_grad + c * static_cast<int64_t>(plan.boxes.size()) + first;
         pieces.push_back(piece);
       }
   }
@@ -175,12 +182,12 @@ template <class A>
 void run_forward(const Call& call) {
   const Work<A> work(call);
   if (!work.blocks) return;
-  expect_large(call.pooled, call.boxes * work.channels * call.pooled_h * call.pooled_w * item_size(call.dtype));
+  expect_large(call.pooled, work.pooled_bytes);
   const Grouping grouping(call);
   for (int64_t begin = 0; begin < call.boxes; begin += kChunk) {
     const Plan<A> plan(call, grouping, begin, std::min(begin + kChunk, call.boxes), {}, work.threads);
     std::vector<Piece> pieces;
-    Scratch::Sizes sizes = work.sizes(plan);
+    Sizes sizes = work.sizes(plan);
     add_reading_pieces(work, plan, work.blocks, nullptr, pieces, sizes);
     work.run(pieces, kernels().forward, sizes);
   }
@@ -190,9 +197,8 @@ void run_forward(const Call& call) {
 template <class A>
 void add_to_input(const Work<A>& work, const Plan<A>& plan, const Level* grads, bool exists) {
   const Call& call = work.call;
-  const bool reads = call.kind == Kind::align_max || call.kind == Kind::roipool;
-  Scratch::Sizes sizes = work.sizes(plan);
-  if (reads) sizes.second = block_bytes(plan.most_cells);
+  Sizes sizes = work.sizes(plan);
+  if (takes_maximum(call.kind)) sizes.second = block_bytes(plan.most_cells);
   const auto busy = static_cast<int64_t>(plan.groups.size()) * work.blocks;
   std::vector<Piece> pieces;
   size_t next_group = 0;
@@ -246,27 +252,29 @@ template <class A, class T>
 void run_backward_boxes(const Call& call, T* grad_rois) {
   std::memset(grad_rois, 0, static_cast<size_t>(call.boxes) * 5 * sizeof(T));
   const Work<A> work(call);
-  if (call.kind == Kind::roipool || !work.blocks) return;
+  if (call.kind == Kind::cells || !work.blocks) return;
   const int64_t parts = std::min(kParts, work.blocks);
   const Grouping grouping(call);
   for (int64_t begin = 0; begin < call.boxes; begin += kChunk) {
     const Plan<A> plan(call, grouping, begin, std::min(begin + kChunk, call.boxes), {true, true}, work.threads);
     const size_t count = plan.boxes.size();
-    std::vector<double> sums(static_cast<size_t>(parts) * count * 4, 0.0);
+    std::vector<BoxGrad> sums(static_cast<size_t>(parts) * count);
     std::vector<Piece> pieces;
-    Scratch::Sizes sizes = work.sizes(plan);
+    Sizes sizes = work.sizes(plan);
     sizes.second = block_bytes(plan.most_cells);
     add_reading_pieces(work, plan, parts, sums.data(), pieces, sizes);
     work.run(pieces, kernels().backward_boxes, sizes);
     for (size_t i = 0; i < count; ++i) {
       T* to = grad_rois + 5 * plan.boxes[i].row;
-      double total[4] = {0, 0, 0, 0};
-      for (size_t part = 0; part < static_cast<size_t>(parts); ++part)
-        for (size_t k = 0; k < 4; ++k) total[k] += sums[4 * (part * count + i) + k];
-      to[1] = static_cast<T>(total[2]);
-      to[2] = static_cast<T>(total[0]);
-      to[3] = static_cast<T>(total[3]);
-      to[4] = static_cast<T>(total[1]);
+      BoxGrad total{};
+      for (size_t part = 0; part < static_cast<size_t>(parts); ++part) {
+        const BoxGrad& sum = sums[part * count + i];
+        total = {total.x1 + sum.x1, total.y1 + sum.y1, total.x2 + sum.x2, total.y2 + sum.y2};
+      }
+      to[1] = static_cast<T>(total.x1);
+      to[2] = static_cast<T>(total.y1);
+      to[3] = static_cast<T>(total.x2);
+      to[4] = static_cast<T>(total.y2);
     }
   }
 }
@@ -276,7 +284,7 @@ void run_backward_boxes(const Call& call, T* grad_rois) {
 int64_t forward(const Call& call) {
   const int64_t bad = first_bad_row(call);
   if (bad >= 0 || !call.boxes) return bad;
-  call.dtype == DType::f64 ? run_forward<double>(call) : run_forward<float>(call);
+  call.dtype == DType::float64 ? run_forward<double>(call) : run_forward<float>(call);
   return -1;
 }
 
@@ -286,7 +294,7 @@ int64_t backward_input(const Call& call, const Level* grads) {
     return grad.images && grad.channels && grad.height && grad.width;
   });
   if (bad >= 0 || !any) return bad;
-  call.dtype == DType::f64 ? run_backward_input<double>(call, grads) : run_backward_input<float>(call, grads);
+  call.dtype == DType::float64 ? run_backward_input<double>(call, grads) : run_backward_input<float>(call, grads);
   return -1;
 }
 
@@ -294,7 +302,7 @@ int64_t backward_boxes(const Call& call, void* grad_rois) {
   const int64_t bad = first_bad_row(call);
   if (bad >= 0 || !call.boxes) return bad;
   auto run = [&](auto* typed) {
-    call.dtype == DType::f64 ? run_backward_boxes<double>(call, typed) : run_backward_boxes<float>(call, typed);
+    call.dtype == DType::float64 ? run_backward_boxes<double>(call, typed) : run_backward_boxes<float>(call, typed);
   };
   call.rois_f64 ? run(static_cast<double*>(grad_rois)) : run(static_cast<float*>(grad_rois));
   return -1;

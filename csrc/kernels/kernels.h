@@ -9,7 +9,10 @@
 
 namespace roialign {
 
-constexpr int64_t kBlockBytes = 64;  // one pixel of one channel block: 16 floats or 8 doubles
+inline constexpr int64_t kBlockBytes = 64;  // one pixel of one channel block: 16 floats or 8 doubles
+inline constexpr int64_t kLineBytes = 64;   // of the cache; scratch memory begins at a line
+template <class A>
+inline constexpr int kLanes = static_cast<int>(kBlockBytes / sizeof(A));  // channels of a block
 
 // One image of one level; strides in elements.
 struct Map {
@@ -34,6 +37,11 @@ enum class Access : int {
   direct,   // channels are adjacent already: read in place
 };
 
+// The gradient to the edges of one box, in pixels.
+struct BoxGrad {
+  double x1, y1, x2, y2;
+};
+
 // One unit of work: some boxes of one image, some of its channels.
 struct Piece {
   Map input, grad;
@@ -43,19 +51,29 @@ struct Piece {
   int64_t channel, channel_end;
   int64_t row, row_end;  // backward to the input: only these rows of the map
   bool add;              // backward to the input: to what is in `grad` already
-  double* box_grad;      // backward to the boxes: [box_count][4], added to
+  BoxGrad* box_grad;     // backward to the boxes: [box_count], added to
 };
 
-// Scratch memory of one worker, 64-byte aligned.
-struct Workspace {
-  char* block;   // packed input or gradient
-  char* second;  // the other one, when both are needed
-  char* strips;  // contracted rows
-  char* tile;    // pooled values of one box and one channel block, pixel by pixel
-  char* stage;   // the same, channel by channel
+// The first greatest sample of one bin, lane by lane; NaN wins. -1: the bin is empty.
+struct Winners {
+  int32_t y[kLanes<float>], x[kLanes<float>];
 };
 
-// Pooled rows handled together: their tile stays in the first-level cache.
+// What one worker needs beside the maps: where each part lies (T = char*), or how many bytes it has (T = int64_t).
+template <class T>
+struct Parts {
+  T block;        // packed input or gradient
+  T second;       // the other one, when both are needed
+  T strips;       // contracted rows of the columns that a box touches: `tile_rows` or `kDirectBlocks` of them
+  T more_strips;  // as many again as `tile_rows`, for the gradient to the boxes
+  T best;         // of one row of bins, where a maximum is taken again: the greatest values so far
+  T winners;      // and where they lie, one Winners for each bin
+  T tile;         // `tile_rows` of one box and one channel block, pixel by pixel; or one pixel of `kDirectBlocks`
+  T stage;        // a tile channel by channel, from any place within a cache line on
+};
+using Workspace = Parts<char*>;
+
+// Pooled rows handled together have about so many bins: their tile stays in the first-level cache.
 inline constexpr int32_t kTilePixels = 512;
 // Adjacent channel blocks contracted together at most: the pixels of a wide map share few cache sets, so each is read a
 // piece at a time.
@@ -64,6 +82,7 @@ inline constexpr int64_t kDirectBlocks = 16;
 struct KernelArgs {
   Kind kind;
   Pooled pooled;
+  int32_t tile_rows;  // pooled rows handled together, which the workspace is made for
   Workspace space;
 };
 
@@ -71,11 +90,8 @@ using Kernel = void (*)(const KernelArgs&, const Piece&);
 
 struct KernelSet {
   const char* name;
-  // Indexed by DType.
-  Kernel forward[4];
-  Kernel backward_input[4];
-  Kernel backward_boxes[4];
-  void (*finish)();  // makes streamed stores visible; each worker calls it last
+  const Kernel *forward, *backward_input, *backward_boxes;  // each by DType
+  void (*finish)();                                         // makes streamed stores visible; each worker calls it last
 };
 
 extern const KernelSet kernels_baseline;

@@ -1,34 +1,18 @@
 // Between memory as PyTorch lays it out and blocks of kLanes channels, pixel by pixel. All conversions of type and
-// layout happen here. Included only by kernels.cpp.
+// layout happen here and in planes.cpp.
 #pragma once
+
+#include "kernels/lanes-inl.h"
+
+namespace roialign::ROI_SET {
 
 // Planes to pixels: `count` consecutive cells of `lanes` channels; missing lanes become zero.
 template <class S, class A>
-static void pack_planes(const S* from, int64_t channel_stride, int lanes, int64_t count, A* to) {
-  constexpr int n = kLanes<A>;
-  Lanes<A> r[n];
-  auto square = [&](int64_t i) {
-    for (int c = 0; c < n; ++c) r[c] = Storage<S>::load(from + c * channel_stride + i);
-    transpose(r);
-    for (int k = 0; k < n; ++k) r[k].store(to + (i + k) * n);
-  };
-  int64_t i = 0;
-  if (lanes == n && count >= n) {
-    for (; i + n <= count; i += n) square(i);
-    // The rest: a few cells one by one, more of them as a full square that overlaps the last one.
-    if (count - i > 3) return square(count - n);
-    for (; i < count; ++i)
-      for (int c = 0; c < n; ++c) to[i * n + c] = widen(from[c * channel_stride + i]);
-    return;
-  }
-  for (; i < count; i += n) {
-    const int some = static_cast<int>(count - i < n ? count - i : n);
-    for (int c = 0; c < n; ++c)
-      r[c] = c < lanes ? Storage<S>::load_some(from + c * channel_stride + i, some) : Lanes<A>::fill(0);
-    transpose(r);
-    for (int k = 0; k < some; ++k) r[k].store(to + (i + k) * n);
-  }
-}
+void pack_planes(const S* from, int64_t channel_stride, int lanes, int64_t count, A* to);
+
+// Pixels to planes, the inverse of pack_planes.
+template <class S, class A>
+void unpack_planes(const A* from, int lanes, int64_t count, S* to, int64_t channel_stride);
 
 template <class S, class A>
 static void pack_cells(const Map& map, int64_t channel, int lanes, int64_t y, int64_t x, int64_t count, A* to) {
@@ -55,32 +39,6 @@ static void pack_rows(const Map& map, int64_t channel, int lanes, int64_t y, int
   for (; y < y_end; ++y, to += map.width * kLanes<A>) pack_cells<S>(map, channel, lanes, y, 0, map.width, to);
 }
 
-// Pixels to planes, the inverse of pack_planes. Narrow types go in pairs: two pixels make one lane of the transpose.
-template <class S, class A>
-static void unpack_planes(const A* from, int lanes, int64_t count, S* to, int64_t channel_stride) {
-  constexpr int n = kLanes<A>, pack = static_cast<int>(sizeof(A) / sizeof(S));
-  Lanes<A> r[n];
-  auto square = [&](int64_t i) {
-    for (int k = 0; k < n; ++k) r[k] = Storage<S>::narrowed(from + (i + k * pack) * n);
-    transpose(r);
-    for (int c = 0; c < n; ++c) __builtin_memcpy(to + c * channel_stride + i, &r[c], sizeof r[c]);
-  };
-  int64_t i = 0;
-  if (lanes == n && count >= n * pack) {
-    for (; i + n * pack <= count; i += n * pack) square(i);
-    if (count - i > 3) return square(count - n * pack);
-    for (; i < count; ++i)
-      for (int c = 0; c < n; ++c) narrow(from[i * n + c], to[c * channel_stride + i]);
-    return;
-  }
-  for (; i < count; i += n) {
-    const int some = static_cast<int>(count - i < n ? count - i : n);
-    for (int k = 0; k < n; ++k) r[k] = k < some ? Lanes<A>::load(from + (i + k) * n) : Lanes<A>::fill(0);
-    transpose(r);
-    for (int c = 0; c < lanes; ++c) Storage<S>::store_some(to + c * channel_stride + i, r[c], some);
-  }
-}
-
 template <class S, class A>
 static void unpack_rows(const Map& map, int64_t channel, int lanes, int64_t y, int64_t y_end, const A* from) {
   constexpr int n = kLanes<A>;
@@ -101,23 +59,24 @@ static void unpack_rows(const Map& map, int64_t channel, int lanes, int64_t y, i
 // Whether the pixels of a channels_last output, from this one on, can go around the cache block by block.
 template <class S, class A>
 static ROI_INLINE bool streams_blocks(const Pooled& pooled, const S* to) {
-  return pooled.stream && sizeof(S) == sizeof(A) && reinterpret_cast<uintptr_t>(to) % 64 == 0 &&
+  return pooled.stream && sizeof(S) == sizeof(A) && reinterpret_cast<uintptr_t>(to) % kLineBytes == 0 &&
          pooled.channels % kLanes<A> == 0;
 }
 
-// Writes `pixels` pooled pixels from number `first` on of one box and one channel block.
+// Writes the pooled rows [first, first + rows) of box `row` and one channel block.
 template <class S, class A>
-static void emit(const KernelArgs& args, int64_t row, int64_t channel, int lanes, int64_t first, int64_t pixels,
+static void emit(const KernelArgs& args, int64_t row, int64_t channel, int lanes, int64_t first, int64_t rows,
                  const A* tile) {
   const Pooled& pooled = args.pooled;
-  const int64_t size = int64_t{pooled.height} * pooled.width;
+  const int64_t size = int64_t{pooled.height} * pooled.width, pixels = rows * pooled.width;
+  first *= pooled.width;
   S* to = reinterpret_cast<S*>(pooled.data) + row * pooled.channels * size;
   if (pooled.channels_last) {
     to += first * pooled.channels + channel;
     const bool lines = lanes == kLanes<A> && streams_blocks<S, A>(pooled, to);
     for (int64_t p = 0; p < pixels; ++p, to += pooled.channels) {
       if (lines) {
-        stream(reinterpret_cast<char*>(to), reinterpret_cast<const char*>(tile + p * kLanes<A>), 64);
+        stream(reinterpret_cast<char*>(to), reinterpret_cast<const char*>(tile + p * kLanes<A>), kBlockBytes);
         continue;
       }
       const Lanes<A> lane = Lanes<A>::load(tile + p * kLanes<A>);
@@ -126,11 +85,10 @@ static void emit(const KernelArgs& args, int64_t row, int64_t channel, int lanes
     return;
   }
   to += channel * size + first;
-  if (pixels < size) return unpack_planes(tile, lanes, pixels, to, size);
-  // The whole box: its channels are adjacent, so they go out as one piece.
+  // The channels of a whole box are adjacent, so they can go out as one piece.
   const int64_t bytes = lanes * size * static_cast<int64_t>(sizeof(S));
-  const auto phase = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) % 64);
-  if (args.pooled.stream && bytes % 32 == 0 && phase % 32 == 0) {
+  const auto phase = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) % kLineBytes);
+  if (pooled.stream && pixels == size && bytes % 32 == 0 && phase % 32 == 0) {
     char* stage = args.space.stage + phase;
     unpack_planes(tile, lanes, pixels, reinterpret_cast<S*>(stage), size);
     return stream(reinterpret_cast<char*>(to), stage, bytes);
@@ -138,12 +96,13 @@ static void emit(const KernelArgs& args, int64_t row, int64_t channel, int lanes
   unpack_planes(tile, lanes, pixels, to, size);
 }
 
-// Reads the same pixels; missing lanes become zero.
+// Reads the same rows; missing lanes become zero.
 template <class S, class A>
-static void fetch(const KernelArgs& args, int64_t row, int64_t channel, int lanes, int64_t first, int64_t pixels,
+static void fetch(const KernelArgs& args, int64_t row, int64_t channel, int lanes, int64_t first, int64_t rows,
                   A* tile) {
   const Pooled& pooled = args.pooled;
-  const int64_t size = int64_t{pooled.height} * pooled.width;
+  const int64_t size = int64_t{pooled.height} * pooled.width, pixels = rows * pooled.width;
+  first *= pooled.width;
   const S* from = reinterpret_cast<const S*>(pooled.data) + row * pooled.channels * size;
   if (!pooled.channels_last) return pack_planes(from + channel * size + first, size, lanes, pixels, tile);
   from += first * pooled.channels + channel;
@@ -151,14 +110,15 @@ static void fetch(const KernelArgs& args, int64_t row, int64_t channel, int lane
     (lanes == kLanes<A> ? Storage<S>::load(from) : Storage<S>::load_some(from, lanes)).store(tile + p * kLanes<A>);
 }
 
-// Asks for the same pixels ahead of time: boxes lie far apart, out of the hardware prefetcher's sight.
+// Asks for the whole box ahead of time: boxes lie far apart, out of the hardware prefetcher's sight.
 template <class S>
 static ROI_INLINE void fetch_ahead(const KernelArgs& args, int64_t row, int64_t channel, int lanes) {
   const Pooled& pooled = args.pooled;
   const int64_t size = int64_t{pooled.height} * pooled.width;
   if (size > kTilePixels || pooled.channels_last) return;
   const char* from = pooled.data + (row * pooled.channels + channel) * size * static_cast<int64_t>(sizeof(S));
-  for (int64_t i = 0; i < lanes * size * static_cast<int64_t>(sizeof(S)); i += 64) __builtin_prefetch(from + i, 0, 2);
+  for (int64_t i = 0; i < lanes * size * static_cast<int64_t>(sizeof(S)); i += kLineBytes)
+    __builtin_prefetch(from + i, 0, 2);
 }
 
 // How the contractions read one channel block of the map.
@@ -167,7 +127,20 @@ struct View {
   const A* base;
   int64_t row, pixel;  // strides
   bool compact;        // rows and pixels are touched positions, not cells
+
+  // The cell in touched row i and touched column j of the box.
+  ROI_INLINE const A* at(const Box<A>& box, int32_t i, int32_t j) const {
+    const int64_t y = compact ? i : box.y.cell[i], x = compact ? j : box.x.cell[j];
+    return base + y * row + x * pixel;
+  }
 };
+
+// Calls visit(first, rows) for the pooled rows that are handled together.
+template <class Visit>
+static ROI_INLINE void for_each_tile(const KernelArgs& args, Visit&& visit) {
+  const int32_t height = args.pooled.height, step = args.tile_rows;
+  for (int32_t first = 0; first < height; first += step) visit(first, height - first < step ? height - first : step);
+}
 
 // Packs the cells one box touches, side by side.
 template <class S, class A>
@@ -182,3 +155,5 @@ static View<A> pack_window(const Map& map, const Box<A>& box, int64_t channel, i
     }
   return {block, width * n, n, true};
 }
+
+}  // namespace roialign::ROI_SET

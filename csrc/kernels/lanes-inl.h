@@ -1,6 +1,17 @@
-// One pixel of one channel block as vectors of the instruction set this file is compiled for. Included only by
-// kernels.cpp, inside that set's own namespace.
+// One pixel of one channel block as vectors of the instruction set this file is compiled for.
+//
+// The sources of this folder are compiled once per instruction set, with ROI_SET naming it, and so is each `-inl.h`:
+// all that they define lives in that set's own namespace, and nothing from the standard library is used, so that the
+// linker cannot merge code of different sets.
 #pragma once
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+#include "kernels/kernels.h"
+
+namespace roialign::ROI_SET {
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
@@ -29,9 +40,6 @@ struct VectorOf<double> {
   using Type = DoubleVec;
   using Any = DoubleVecAny;
 };
-
-template <class A>
-constexpr int kLanes = static_cast<int>(kBlockBytes / sizeof(A));
 
 template <class A>
 struct Lanes {
@@ -160,6 +168,10 @@ struct Half {
 struct BFloat {
   uint16_t bits;
 };
+
+// A kernel for each dtype of a map, by DType.
+#define ROI_EACH_TYPE(f) {f<float>, f<double>, f<Half>, f<BFloat>}
+extern const Kernel forward_kernels[kMapDTypes], backward_input_kernels[kMapDTypes], backward_boxes_kernels[kMapDTypes];
 
 template <class S>
 struct AccumulatorOf {
@@ -338,8 +350,10 @@ ROI_INLINE void stream(char* to, const char* from, int64_t bytes) {
 #endif
 }
 
-static void finish_stores() {
+static inline void finish_stores() {
 #if defined(__SSE2__)
   _mm_sfence();
 #endif
 }
+
+}  // namespace roialign::ROI_SET

@@ -1,18 +1,20 @@
-// Backward to the boxes: the same contractions with one axis matrix replaced by its derivative. Included only by
-// kernels.cpp.
-#pragma once
+// Backward to the boxes: the same contractions with one axis matrix replaced by its derivative.
+#include "kernels/contract-inl.h"
+#include "kernels/winners-inl.h"
 
-// Adds to result: d/dy1, d/dy2, d/dx1, d/dx2 of sum(grad * out) over one channel block.
+namespace roialign::ROI_SET {
+
+// Adds to result the derivatives of sum(grad * out) over one channel block.
 //   along y: sum over p, t of dAy[p, t] * <map row t, (grad Ax) row p>
 //   along x: sum over p, t of dAx[p, t] * <grad column p, (Ay map) column t>
 template <class A>
 static void mean_box_grad(const KernelArgs& args, const View<A>& view, const Box<A>& box, int32_t first, int32_t rows,
-                          const A* tile, double* result) {
+                          const A* tile, BoxGrad& result) {
   constexpr int n = kLanes<A>;
   const int32_t width = args.pooled.width;
   const int64_t strip = int64_t{box.x.touched} * n;
-  auto* strips = reinterpret_cast<A*>(args.space.strips);  // grad Ax, then one strip of Ay map after the other
-  A* pooled = strips + rows * strip;
+  auto* strips = reinterpret_cast<A*>(args.space.strips);       // grad Ax
+  auto* pooled = reinterpret_cast<A*>(args.space.more_strips);  // Ay map
   spread_columns(box.x, width, tile, rows, strips);
   Lanes<A> y_lo = Lanes<A>::fill(0), y_hi = y_lo, x_lo = y_lo, x_hi = y_lo;
   const Matrix<A>&ys = box.y.bins, &xs = box.x.bins;
@@ -46,16 +48,16 @@ static void mean_box_grad(const KernelArgs& args, const View<A>& view, const Box
       x_lo.add_times(box.x.dlo[t], dot);
       x_hi.add_times(box.x.dhi[t], dot);
     }
-  result[0] += y_lo.sum();
-  result[1] += y_hi.sum();
-  result[2] += x_lo.sum();
-  result[3] += x_hi.sum();
+  result.y1 += y_lo.sum();
+  result.y2 += y_hi.sum();
+  result.x1 += x_lo.sum();
+  result.x2 += x_hi.sum();
 }
 
 // The same for the first greatest sample of each bin, lane by lane. `values` has the cells that make the slope.
 template <class A>
 static void max_box_grad(const KernelArgs& args, const View<A>& view, const View<A>& values, const Box<A>& box,
-                         int lanes, int32_t first, int32_t rows, const A* tile, double* result) {
+                         int lanes, int32_t first, int32_t rows, const A* tile, BoxGrad& result) {
   const Axis<A>&ys = box.y, &xs = box.x;
   for (int32_t r = 0; r < rows; ++r)
     find_winners(args, view, box, first + r, &values != &view, [&](int32_t p, const Winners& winners) {
@@ -63,18 +65,20 @@ static void max_box_grad(const KernelArgs& args, const View<A>& view, const View
       for (int c = 0; c < lanes; ++c) {
         const int32_t iy = winners.y[c], ix = winners.x[c];
         if (iy < 0) continue;
-        double part[4] = {0, 0, 0, 0};
+        BoxGrad part{};
         for (int32_t i = ys.bins.begin[iy]; i < ys.bins.begin[iy + 1]; ++i)
           for (int32_t j = xs.bins.begin[ix]; j < xs.bins.begin[ix + 1]; ++j) {
-            const int64_t y = values.compact ? ys.bins.index[i] : ys.cell[ys.bins.index[i]];
-            const int64_t x = values.compact ? xs.bins.index[j] : xs.cell[xs.bins.index[j]];
-            const auto value = static_cast<double>(values.base[y * values.row + x * values.pixel + c]);
-            part[0] += static_cast<double>(ys.dlo[i] * xs.bins.weight[j]) * value;
-            part[1] += static_cast<double>(ys.dhi[i] * xs.bins.weight[j]) * value;
-            part[2] += static_cast<double>(ys.bins.weight[i] * xs.dlo[j]) * value;
-            part[3] += static_cast<double>(ys.bins.weight[i] * xs.dhi[j]) * value;
+            const auto value = static_cast<double>(values.at(box, ys.bins.index[i], xs.bins.index[j])[c]);
+            part.y1 += static_cast<double>(ys.dlo[i] * xs.bins.weight[j]) * value;
+            part.y2 += static_cast<double>(ys.dhi[i] * xs.bins.weight[j]) * value;
+            part.x1 += static_cast<double>(ys.bins.weight[i] * xs.dlo[j]) * value;
+            part.x2 += static_cast<double>(ys.bins.weight[i] * xs.dhi[j]) * value;
           }
-        for (int k = 0; k < 4; ++k) result[k] += part[k] * static_cast<double>(grad[c]);
+        const auto g = static_cast<double>(grad[c]);
+        result.y1 += part.y1 * g;
+        result.y2 += part.y2 * g;
+        result.x1 += part.x1 * g;
+        result.x2 += part.x2 * g;
       }
     });
 }
@@ -93,28 +97,30 @@ static void backward_boxes_piece(const KernelArgs& args, const Piece& piece) {
   using A = typename AccumulatorOf<S>::Type;
   const auto* boxes = static_cast<const Box<A>*>(piece.boxes);
   auto* tile = reinterpret_cast<A*>(args.space.tile);
-  const int32_t step = tile_rows(args.pooled), width = args.pooled.width;
   for_each_block<S, A>(args, piece, [&](const View<A>& view, int64_t i, int64_t channel, int lanes) {
     const Box<A>& box = boxes[i];
     if (i + 1 < piece.box_count && piece.access == Access::whole)
       fetch_ahead<S>(args, boxes[i + 1].row, channel, lanes);
     if (!box.y.touched || !box.x.touched) return;
-    double* result = piece.box_grad + 4 * i;
-    const double before[4] = {result[0], result[1], result[2], result[3]};
+    BoxGrad& result = piece.box_grad[i];
+    const BoxGrad before = result;
     auto add = [&](const View<A>& values) {
-      for (int32_t first = 0; first < args.pooled.height; first += step) {
-        const int32_t rows = args.pooled.height - first < step ? args.pooled.height - first : step;
-        fetch<S>(args, box.row, channel, lanes, int64_t{first} * width, int64_t{rows} * width, tile);
-        if (args.kind == Kind::align_max)
+      for_each_tile(args, [&](int32_t first, int32_t rows) {
+        fetch<S>(args, box.row, channel, lanes, first, rows, tile);
+        if (args.kind == Kind::max)
           max_box_grad(args, view, values, box, lanes, first, rows, tile, result);
         else
           mean_box_grad(args, values, box, first, rows, tile, result);
-      }
+      });
     };
     add(view);
-    const double sum = result[0] + result[1] + result[2] + result[3];
+    const double sum = result.y1 + result.y2 + result.x1 + result.x2;
     if (sum - sum == 0) return;
-    for (int k = 0; k < 4; ++k) result[k] = before[k];
+    result = before;
     add(pack_finite<S>(piece.input, box, channel, lanes, reinterpret_cast<A*>(args.space.second)));
   });
 }
+
+const Kernel backward_boxes_kernels[] = ROI_EACH_TYPE(backward_boxes_piece);
+
+}  // namespace roialign::ROI_SET

@@ -1,9 +1,11 @@
-// Backward to the input: the transposed contractions, map += Ay^T grad Ax, and the scatter of the max kinds. Included
-// only by kernels.cpp.
+// Backward to the input: the transposed contractions, map += Ay^T grad Ax, and the scatter of the max kinds.
 //
 // A piece owns its channels of its rows of the map, and adds boxes in one fixed order: no atomics, and the same bits
 // however the work is cut.
-#pragma once
+#include "kernels/contract-inl.h"
+#include "kernels/winners-inl.h"
+
+namespace roialign::ROI_SET {
 
 // The bins [first, last) among those in row `r` of a transposed matrix, which lists them in increasing order.
 template <class A>
@@ -44,35 +46,6 @@ static ROI_INLINE void add_rows(const A* rows, int64_t stride, const int32_t* in
   }
 }
 
-// strips[r][i] = sum over the bins p of touched column i of weight * pixels[r][p]: `rows` rows of grad Ax.
-template <class A>
-static void spread_columns(const Axis<A>& x, int32_t width, const A* pixels, int32_t rows, A* strips) {
-  constexpr int n = kLanes<A>;
-  const int64_t strip = int64_t{x.touched} * n, line = int64_t{width} * n;
-  for (int32_t i = 0; i < x.touched; ++i) {
-    const int32_t first = x.cells.begin[i], taps = x.cells.begin[i + 1] - first;
-    const int32_t* index = x.cells.index + first;
-    const A* weight = x.cells.weight + first;
-    A* to = strips + int64_t{i} * n;
-    if (taps <= 2) {  // by far the most common
-      const A *a = pixels + index[0] * n, *b = pixels + index[taps - 1] * n;
-      const Lanes<A> u = Lanes<A>::fill(weight[0]), v = Lanes<A>::fill(weight[taps - 1]);
-      for (int32_t r = 0; r < rows; ++r) {
-        Lanes<A> sum = Lanes<A>::load(a + r * line).times(u);
-        if (taps == 2) sum.add_product(v, Lanes<A>::load(b + r * line));
-        sum.store(to + r * strip);
-      }
-      continue;
-    }
-    for (int32_t r = 0; r < rows; ++r) {
-      const A* from = pixels + r * line;
-      Lanes<A> sum = Lanes<A>::load(from + index[0] * n).times(weight[0]);
-      for (int32_t t = 1; t < taps; ++t) sum.add_times(weight[t], Lanes<A>::load(from + index[t] * n));
-      sum.store(to + r * strip);
-    }
-  }
-}
-
 // Where the gradient of one channel block is accumulated: pixel (y, x) of the map lies at
 // base + ((y - row) * width + x) * kLanes.
 template <class A>
@@ -101,78 +74,6 @@ static void mean_back(const KernelArgs& args, const Box<A>& box, int32_t first, 
   }
 }
 
-// The first greatest sample of one bin, lane by lane; NaN wins. -1: the bin is empty.
-struct Winners {
-  int32_t y[16], x[16];
-};
-
-template <class A>
-static ROI_INLINE void challenge(const A* value, int32_t y, int32_t x, A* best, Winners& winners) {
-  for (int c = 0; c < kLanes<A>; ++c) {
-    const bool wins = (value[c] > best[c]) | ((value[c] != value[c]) & (best[c] == best[c])) | (winners.y[c] < 0);
-    best[c] = wins ? value[c] : best[c];
-    winners.y[c] = wins ? y : winners.y[c];
-    winners.x[c] = wins ? x : winners.x[c];
-  }
-}
-
-// The value of one sample of one channel, by the cells that weigh something: tables with derivatives also list others.
-template <class A>
-static A weighed(const View<A>& view, const Box<A>& box, int32_t iy, int32_t ix, int c) {
-  const Matrix<A>&ys = box.y.bins, &xs = box.x.bins;
-  A sum = 0;
-  for (int32_t i = ys.begin[iy]; i < ys.begin[iy + 1]; ++i)
-    for (int32_t j = xs.begin[ix]; j < xs.begin[ix + 1]; ++j) {
-      if (ys.weight[i] == 0 || xs.weight[j] == 0) continue;
-      const int64_t y = view.compact ? ys.index[i] : box.y.cell[ys.index[i]];
-      const int64_t x = view.compact ? xs.index[j] : box.x.cell[xs.index[j]];
-      sum += ys.weight[i] * (xs.weight[j] * view.base[y * view.row + x * view.pixel + c]);
-    }
-  return sum;
-}
-
-// Finds the winners of every bin of pooled row `r` and hands them to visit(p, winners). `careful`: leave out cells of
-// weight zero one by one.
-template <class A, class Visit>
-static void find_winners(const KernelArgs& args, const View<A>& view, const Box<A>& box, int32_t r, bool careful,
-                         Visit&& visit) {
-  constexpr int n = kLanes<A>;
-  const bool samples = args.kind == Kind::align_max;
-  const Axis<A>&ys = box.y, &xs = box.x;
-  const int32_t from = samples ? ys.group[r] : ys.bins.begin[r];
-  const int32_t to = samples ? ys.group[r + 1] : ys.bins.begin[r + 1];
-  auto* strip = reinterpret_cast<A*>(args.space.strips);
-  const int32_t width = args.pooled.width;
-  // State of one row of bins, behind the strip.
-  A* best = strip + int64_t{xs.touched} * n;
-  auto* winners = reinterpret_cast<Winners*>(best + int64_t{width} * n);
-  for (int32_t p = 0; p < width; ++p)
-    for (int c = 0; c < 16; ++c) winners[p].y[c] = winners[p].x[c] = -1;
-  for (int32_t iy = from; iy < to; ++iy) {
-    if (samples) contract_row(view, box, iy, strip);
-    for (int32_t p = 0; p < width; ++p) {
-      const int32_t left = samples ? xs.group[p] : xs.bins.begin[p];
-      const int32_t right = samples ? xs.group[p + 1] : xs.bins.begin[p + 1];
-      for (int32_t ix = left; ix < right; ++ix) {
-        if (!samples) {
-          const int32_t i = ys.bins.index[iy], j = xs.bins.index[ix];
-          const int64_t y = view.compact ? i : ys.cell[i], x = view.compact ? j : xs.cell[j];
-          challenge(view.base + y * view.row + x * view.pixel, i, j, best + p * n, winners[p]);
-          continue;
-        }
-        Lanes<A> value = Lanes<A>::fill(0);
-        for (int32_t t = xs.bins.begin[ix]; t < xs.bins.begin[ix + 1]; ++t)
-          value.add_times(xs.bins.weight[t], Lanes<A>::load(strip + int64_t{xs.bins.index[t]} * n));
-        A v[n];
-        value.store(v);
-        for (int c = 0; careful && c < n; ++c) v[c] = weighed(view, box, iy, ix, c);
-        challenge(v, iy, ix, best + p * n, winners[p]);
-      }
-    }
-  }
-  for (int32_t p = 0; p < width; ++p) visit(p, winners[p]);
-}
-
 template <class A>
 static void max_back(const KernelArgs& args, const View<A>& view, const Box<A>& box, int lanes, int32_t first,
                      int32_t rows, const A* tile, const Sum<A>& sum) {
@@ -184,7 +85,7 @@ static void max_back(const KernelArgs& args, const View<A>& view, const Box<A>& 
       for (int c = 0; c < lanes; ++c) {
         const int32_t iy = winners.y[c], ix = winners.x[c];
         if (iy < 0) continue;
-        if (args.kind == Kind::roipool) {
+        if (args.kind == Kind::cells) {
           const int64_t y = box.y.cell[iy];
           if (y >= sum.row && y < sum.row_end) sum.at(y, box.x.cell[ix])[c] += grad[c];
           continue;
@@ -209,10 +110,9 @@ static void backward_input_piece(const KernelArgs& args, const Piece& piece) {
   using A = typename AccumulatorOf<S>::Type;
   constexpr int n = kLanes<A>;
   const auto* boxes = static_cast<const Box<A>*>(piece.boxes);
-  const bool reads = args.kind == Kind::align_max || args.kind == Kind::roipool;
+  const bool reads = kKinds[static_cast<int>(args.kind)].takes_maximum;
   auto* tile = reinterpret_cast<A*>(args.space.tile);
   auto* input = reinterpret_cast<A*>(args.space.second);
-  const int32_t step = tile_rows(args.pooled), width = args.pooled.width;
   for (int64_t c = piece.channel; c < piece.channel_end; c += n) {
     const int lanes = lanes_at(piece, c, n);
     const Sum<A> sum{reinterpret_cast<A*>(args.space.block), piece.row, piece.row_end, piece.grad.width};
@@ -239,17 +139,20 @@ static void backward_input_piece(const KernelArgs& args, const Piece& piece) {
       if (bottom <= piece.row) continue;
       advance(top, bottom);
       if (i + 1 < piece.box_count) fetch_ahead<S>(args, boxes[i + 1].row, c, lanes);
-      for (int32_t first = 0; first < args.pooled.height; first += step) {
-        const int32_t rows = args.pooled.height - first < step ? args.pooled.height - first : step;
-        fetch<S>(args, box.row, c, lanes, int64_t{first} * width, int64_t{rows} * width, tile);
+      for_each_tile(args, [&](int32_t first, int32_t rows) {
+        fetch<S>(args, box.row, c, lanes, first, rows, tile);
         if (reads) {
           const View<A> view = pack_window<S>(piece.input, box, c, lanes, input);
           max_back(args, view, box, lanes, first, rows, tile, sum);
         } else {
           mean_back(args, box, first, rows, tile, sum);
         }
-      }
+      });
     }
     advance(piece.row_end, piece.row_end);
   }
 }
+
+const Kernel backward_input_kernels[] = ROI_EACH_TYPE(backward_input_piece);
+
+}  // namespace roialign::ROI_SET

@@ -1,0 +1,68 @@
+// Between planes, one for each channel, and pixels of a channel block.
+#include "kernels/edge-inl.h"
+
+namespace roialign::ROI_SET {
+
+template <class S, class A>
+void pack_planes(const S* from, int64_t channel_stride, int lanes, int64_t count, A* to) {
+  constexpr int n = kLanes<A>;
+  Lanes<A> r[n];
+  auto square = [&](int64_t i) {
+    for (int c = 0; c < n; ++c) r[c] = Storage<S>::load(from + c * channel_stride + i);
+    transpose(r);
+    for (int k = 0; k < n; ++k) r[k].store(to + (i + k) * n);
+  };
+  int64_t i = 0;
+  if (lanes == n && count >= n) {
+    for (; i + n <= count; i += n) square(i);
+    // The rest: a few cells one by one, more of them as a full square that overlaps the last one.
+    if (count - i > 3) return square(count - n);
+    for (; i < count; ++i)
+      for (int c = 0; c < n; ++c) to[i * n + c] = widen(from[c * channel_stride + i]);
+    return;
+  }
+  for (; i < count; i += n) {
+    const int some = static_cast<int>(count - i < n ? count - i : n);
+    for (int c = 0; c < n; ++c)
+      r[c] = c < lanes ? Storage<S>::load_some(from + c * channel_stride + i, some) : Lanes<A>::fill(0);
+    transpose(r);
+    for (int k = 0; k < some; ++k) r[k].store(to + (i + k) * n);
+  }
+}
+
+// Narrow types go in pairs: two pixels make one lane of the transpose.
+template <class S, class A>
+void unpack_planes(const A* from, int lanes, int64_t count, S* to, int64_t channel_stride) {
+  constexpr int n = kLanes<A>, pack = static_cast<int>(sizeof(A) / sizeof(S));
+  Lanes<A> r[n];
+  auto square = [&](int64_t i) {
+    for (int k = 0; k < n; ++k) r[k] = Storage<S>::narrowed(from + (i + k * pack) * n);
+    transpose(r);
+    for (int c = 0; c < n; ++c) __builtin_memcpy(to + c * channel_stride + i, &r[c], sizeof r[c]);
+  };
+  int64_t i = 0;
+  if (lanes == n && count >= n * pack) {
+    for (; i + n * pack <= count; i += n * pack) square(i);
+    if (count - i > 3) return square(count - n * pack);
+    for (; i < count; ++i)
+      for (int c = 0; c < n; ++c) narrow(from[i * n + c], to[c * channel_stride + i]);
+    return;
+  }
+  for (; i < count; i += n) {
+    const int some = static_cast<int>(count - i < n ? count - i : n);
+    for (int k = 0; k < n; ++k) r[k] = k < some ? Lanes<A>::load(from + (i + k) * n) : Lanes<A>::fill(0);
+    transpose(r);
+    for (int c = 0; c < lanes; ++c) Storage<S>::store_some(to + c * channel_stride + i, r[c], some);
+  }
+}
+
+template void pack_planes(const float*, int64_t, int, int64_t, float*);
+template void pack_planes(const double*, int64_t, int, int64_t, double*);
+template void pack_planes(const Half*, int64_t, int, int64_t, float*);
+template void pack_planes(const BFloat*, int64_t, int, int64_t, float*);
+template void unpack_planes(const float*, int, int64_t, float*, int64_t);
+template void unpack_planes(const double*, int, int64_t, double*, int64_t);
+template void unpack_planes(const float*, int, int64_t, Half*, int64_t);
+template void unpack_planes(const float*, int, int64_t, BFloat*, int64_t);
+
+}  // namespace roialign::ROI_SET
