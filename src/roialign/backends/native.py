@@ -20,15 +20,15 @@ from ..spec import Call, Pooling, check_kind
 from . import operator
 from .memory import check_memory, is_channels_last
 
-NUMBERS = {"avg": 0, "max": 1, "integral": 2, "cells": 3}  # the core's, of the kinds that it has
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3, torch.int64: 4}
-
 try:
     from .. import _core
 
     _missing = ""
+    KINDS = _core.KINDS
+    DTYPES = {getattr(torch, name): number for name, number in _core.DTYPES.items()}
 except ImportError as error:  # built without the core, or for another machine
     _missing = f"the package was built without its C++ core ({error})"
+    KINDS, DTYPES = {}, {}
 
 
 def _prepare() -> str:
@@ -63,7 +63,7 @@ def why_not(call: Call) -> str:
         return UNREADY
     if not input.is_cpu:
         return f"the core runs on a CPU; the input is on {input.device}"
-    if call.spec.kind not in NUMBERS:
+    if call.spec.kind not in KINDS:
         return f"the core has no kernel of kind {call.spec.kind!r}"
     return ""
 
@@ -75,7 +75,7 @@ def why_not(call: Call) -> str:
 class _Kernels:
     """Those of the operators, see ``operator.Kernels``."""
 
-    kinds: Collection[str] = NUMBERS
+    kinds: Collection[str] = KINDS
 
     def pool(self, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
         return pool_into(operator.make_output(features, rois, spec.output_size), features, rois, level, spec)
@@ -140,7 +140,7 @@ def _arguments(
     """Those of the core's functions; ``pooled`` is the output or its gradient."""
     kind, *how = spec
     return (
-        NUMBERS[check_kind(kind)],
+        KINDS[check_kind(kind)],
         tuple([_array(feature) for feature in features]),
         _array(_contiguous("rois", rois, (*rois.shape[:1], 5))),
         None if level is None else _array(_contiguous("level", level, rois.shape[:1])),
