@@ -38,7 +38,7 @@ mutants: .venv/ready # who notices a changed operator or constant; some: make mu
 	$(BIN)/python -c "import cosmic_ray" 2>/dev/null || $(BIN)/python -m pip install --quiet cosmic-ray
 	$(BIN)/python tests/mutants.py $(MUTANTS)
 
-.venv/ready: pyproject.toml
+.venv/ready: pyproject.toml Makefile
 	@echo 'First .venv is set up: about 6 GB, nearly all of it PyTorch with CUDA; 5 to 20 minutes, most of them download.'
 	@echo 'An environment that has PyTorch serves as well: "pip install .[detection]" there, then "roialign demo".'
 	$(PYTHON) -m venv .venv
