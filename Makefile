@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The core is built in a folder that stays, by tools that stay, so that a change compiles what it touches and no more.
 INSTALL := $(BIN)/python -m pip install --quiet --no-build-isolation --config-settings build-dir=build/core --editable
 
-.PHONY: demo core test lint types docs figures mutants clean
+.PHONY: demo core test test-all lint types docs figures mutants clean
 
 demo: .venv/ready
 	@echo 'The demo takes about a minute on two cores; its pictures go to demo/.'
@@ -16,8 +16,11 @@ core: .venv/ready # what changed in csrc/, compiled and put where the editable i
 	@$(BIN)/python -m cmake --build build/core --target _core
 	@$(BIN)/python -m cmake --install build/core --prefix "$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('platlib'))")" >/dev/null
 
-test: core
-	$(BIN)/python -m pytest -n 2
+test: core # what a change needs
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: core # the rest: whole detectors, long work
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: .venv/ready
 	$(BIN)/ruff check .

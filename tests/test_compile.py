@@ -85,6 +85,7 @@ def pyramid_case(count: int) -> tuple[dict[str, Tensor], list[Tensor], list[tupl
     return x, [torch.cat([torch.full((count, 2), 1.3), 1.7 + sides, 1.1 + sides], 1)], [(64, 64)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["avg", "max"])
 def test_compiled_pyramid(mode: str) -> None:
     pooler = MultiScaleRoIAlign(["0", "1"], 2, 2, canonical_scale=28, canonical_level=3, mode=mode)
@@ -96,6 +97,7 @@ def test_compiled_pyramid(mode: str) -> None:
     assert counter.frame_count <= 2
 
 
+@pytest.mark.slow
 def test_inductor() -> None:
     """The default compiler, once: it is slow to start."""
     input, _ = generic_case(dtype=torch.float32)

@@ -76,7 +76,7 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}
 checked = 0
 for channels, pool, (dtype, tolerance), layout in itertools.product(
-    (1, 15, 277), POOLS, TOLERANCE.items(), LAYOUTS
+    (1, 15, 37), POOLS, TOLERANCE.items(), LAYOUTS
 ):
     map = torch.randn(2, channels, 21, 18, generator=generator).to(dtype).contiguous(memory_format=layout)
     corner = torch.rand(9, 2, generator=generator) * 50 - 10
@@ -100,6 +100,7 @@ print("checked", checked)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROIALIGN_CPU", name)

@@ -213,6 +213,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     assert json.loads(path.read_text()) == {"epoch": 1}
 
 
+@pytest.mark.slow
 def test_the_shipped_detector_is_as_good_as_its_card_says(tmp_path: Path) -> None:
     judged = CliRunner().invoke(app, ["evaluate", "--out", str(tmp_path), "--json", str(tmp_path / "ap.json")])
     assert judged.exit_code == 0, judged.output
@@ -226,6 +227,7 @@ def test_the_shipped_detector_is_as_good_as_its_card_says(tmp_path: Path) -> Non
     assert default_checkpoint().stat().st_size < 8e6
 
 
+@pytest.mark.slow
 def test_no_detector_with_random_weights_gets_near_the_shipped_one() -> None:
     torch.manual_seed(0)
     model = build_detector(**load_detector().description)

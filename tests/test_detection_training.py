@@ -79,6 +79,7 @@ def log(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_weights(crowns: Path, tmp_path: Path) -> None:
     undisturbed = start(*arguments(crowns, tmp_path / "whole", "--epochs", "3"))
     killed = start(*arguments(crowns, tmp_path / "killed", "--epochs", "3"))
@@ -106,6 +107,7 @@ def test_killed_and_resumed_gives_the_same_weights(crowns: Path, tmp_path: Path)
             assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 100
 
 
+@pytest.mark.slow
 def test_a_finished_training_goes_on_for_more_epochs(crowns: Path, tmp_path: Path) -> None:
     folder, run = tmp_path / "out", CliRunner()
     resume = ["train", "--resume", "--out", str(folder)]
@@ -169,6 +171,7 @@ def test_the_epoch_that_is_kept(scores: list[float]) -> None:
     assert _best(history) == (2 if judged else 3)
 
 
+@pytest.mark.slow
 def test_a_held_out_part_without_boxes_is_said_and_the_last_epoch_kept(crowns: Path, tmp_path: Path) -> None:
     content = json.loads((crowns / "crowns.json").read_text())
     content["annotations"] = [each for each in content["annotations"] if each["image_id"] == 2]
@@ -182,6 +185,7 @@ def test_a_held_out_part_without_boxes_is_said_and_the_last_epoch_kept(crowns: P
     assert "AP50" not in log(tmp_path / "out")[0]
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(crowns: Path, tmp_path: Path) -> None:
     more = ("--epochs", "1", "--lr", "1e-4", "--val-split", "0", "--crop", str(SIDE))  # 3 steps, the last of one image
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -201,6 +205,7 @@ def test_two_processes_are_one_with_twice_the_batch(crowns: Path, tmp_path: Path
         assert float(value) == pytest.approx(float(logs[1][0][name]), rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_losses_of_parts_weighted_by_their_samples_make_the_whole_batchs(crowns: Path) -> None:
     """What the weights of the processes rest on, with images that give unequal numbers of samples."""
     torch.manual_seed(0)

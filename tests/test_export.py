@@ -62,6 +62,7 @@ def namespaces(program: torch.export.ExportedProgram) -> set[str]:
     return {target.namespace for target in targets if isinstance(target, torch._ops.OpOverload)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["avg", "max"])
 def test_pyramid_through_export_and_decompositions(mode: str) -> None:
     """One call of our operator stays; with our table plain ATen is left, and core ATen with PyTorch's added."""
@@ -120,6 +121,7 @@ def test_make_fx_takes_the_table() -> None:
     assert_pooled(graph(input, rois), pool(input, rois), input)
 
 
+@pytest.mark.slow
 def test_aot_inductor_package_in_a_fresh_process(tmp_path: Path) -> None:
     """Compiled here, run where nothing but torch and our operators is imported, with other numbers of boxes."""
     model = Model().eval()

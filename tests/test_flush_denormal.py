@@ -39,6 +39,7 @@ print("kept", every.numel())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
 def test_every_float16_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In scalar and in vector code, forward and backward: what comes out is what went in, bit for bit."""

@@ -53,8 +53,9 @@ def test_gradcheck(name: str) -> None:
 
 @pytest.mark.parametrize("name", POOLS)
 def test_gradgradcheck(name: str) -> None:
+    """By a random projection: a wrong second derivative shows in it as it would alone."""
     input, coordinates, rois = leaves()
-    assert gradgradcheck(with_images(POOLS[name], rois), (input, coordinates))
+    assert gradgradcheck(with_images(POOLS[name], rois), (input, coordinates), fast_mode=True)
 
 
 def test_roi_pool_gradcheck() -> None:

@@ -124,7 +124,7 @@ def test_float64_boxes_keep_their_digits() -> None:
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_a_map_of_ones_pools_to_ones(dtype: torch.dtype, ratio: int) -> None:
     """Up to boxes of 4096 pixels. Summed in half precision, as torchvision does, 512 pixels already give 0.374."""
-    sizes = sorted({*range(1, 4097, 41), *(2**p + d for p in range(1, 13) for d in (-1, 0, 1)), 4096} - {4097})
+    sizes = sorted({*range(1, 4097, 149), *(2**p + d for p in range(1, 13) for d in (-1, 0, 1)), 4096} - {4097})
     for shape, axis in (((1, 2, 3, 4097), 3), ((1, 2, 4097, 3), 4)):
         rois = torch.tensor([[0.0, 0, 0, 2, 2]]).repeat(len(sizes), 1)
         rois[:, axis] = torch.tensor(sizes)

@@ -258,6 +258,7 @@ def recorded(module: nn.Module, calls: list[tuple[Any, Any]]) -> nn.Module:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DETECTORS)
 def test_in_torchvisions_detectors(name: str) -> None:
     """Swap their poolers for ours in a whole model: same class scores and boxes, and the same masks' features."""
