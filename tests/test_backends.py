@@ -12,6 +12,8 @@ import torch
 import roialign
 from helpers import assert_pooled, generic_case, run_python
 from roialign import backends
+from roialign.backends import native
+from roialign.spec import Pooling
 from test_layouts_dtypes import POOLS, truth
 
 
@@ -112,3 +114,21 @@ def test_backends_agree(backend: str, name: str) -> None:
             pooled.square().sum().backward()
             results.append([pooled.detach(), leaf.grad, box.grad])
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.skipif(bool(native.UNREADY), reason=f"there are no kernels: {native.UNREADY}")
+def test_a_kind_without_kernels_is_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By choice in a plain call, and in the operator itself where a graph calls it; forced, it is refused."""
+    input, rois = generic_case()
+    leaf = input.clone().requires_grad_()
+    spec = Pooling("integral", (2, 2), (1.0, 1.0))
+    expected = roialign.prroi_pool(leaf, rois, 2)
+    (gradient,) = torch.autograd.grad(expected.sin().sum(), leaf)
+    monkeypatch.delitem(native.KINDS, "integral")
+    assert backends.available(input, rois, spec)["native"].reason == "the core has no kernel of kind 'integral'"
+    assert backends.available(input, rois)["native"].ready
+    with backends.use("native"), pytest.raises(RuntimeError, match="no kernel of kind 'integral'"):
+        roialign.prroi_pool(input, rois, 2)
+    for pooled in (roialign.prroi_pool(leaf, rois, 2), torch.ops.roialign.pool([leaf], rois, None, *spec)):
+        assert_pooled(pooled.detach(), expected.detach(), input)
+        torch.testing.assert_close(torch.autograd.grad(pooled.sin().sum(), leaf)[0], gradient, rtol=1e-9, atol=1e-10)
