@@ -48,7 +48,9 @@ def test_faster_rcnn_example(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_differs_example_still_differs_in_our_favour() -> None:
     answer = runpy.run_path(str(ROOT / "examples" / "what_differs.py"))["answer"]
     cases = runpy.run_path(str(ROOT / "examples" / "what_differs.py"))["CASES"]
-    ours = {name: answer("roialign", case) for name, case in cases.items()}
+    telling = [name for name in cases if name.startswith(("batch", "NaN", "infinite", "float16", "pyramid: level"))]
+    assert len(telling) == 6  # a process each; the others' values are tested elsewhere
+    ours = {name: answer("roialign", cases[name]) for name in telling}
     assert ours["batch index 7 of 1 image"].startswith("IndexError: boxes: row 0 has batch index 7")
     assert ours["NaN in a box"] == "tensor([[[[nan]]]])"
     assert ours["float16: ones under a 512-pixel box"] == "1.0"
