@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
@@ -34,40 +33,6 @@ def multi_scale_roi_align(
         how = (featmap_names, output_size, sampling_ratio, canonical_scale, canonical_level, aligned, kind)
         watching = (*maps, *boxes) if isinstance(boxes, list | tuple) else (*maps, boxes)
         return handle_torch_function(multi_scale_roi_align, watching, x, boxes, image_shapes, *how)
-    features, rois, level, scales = assign_levels(
-        x, boxes, image_shapes, featmap_names, canonical_scale, canonical_level
-    )
-    spec = Pooling(kind, check_output_size(output_size), scales)
-    if KINDS[kind].samples:
-        spec = spec._replace(sampling_ratio=check_sampling_ratio(sampling_ratio), aligned=aligned)
-    return backends.pool(features, rois, level, spec)
-
-
-class Assigned(NamedTuple):
-    """A pyramid and the boxes on it.
-
-    Attributes:
-        features: the feature maps.
-        rois: ``[K, 5]``, see ``boxes.as_rois``.
-        level: ``[K]`` index of each box's map, or None with one map.
-        scales: cells per pixel along y and x, of each map in turn.
-    """
-
-    features: list[Tensor]
-    rois: Tensor
-    level: Tensor | None
-    scales: list[float]
-
-
-def assign_levels(
-    x: Mapping[str, Tensor],
-    boxes: Sequence[Tensor],
-    image_shapes: Sequence[tuple[int, int]],
-    featmap_names: Sequence[str],
-    canonical_scale: float,
-    canonical_level: int,
-) -> Assigned:
-    """Choose the maps by name, and each box's map by its size; see :class:`roialign.MultiScaleRoIAlign`."""
     named = unrecorded(_named_features, x, featmap_names)
     features = list(named.values())
     if not isinstance(boxes, list | tuple):
@@ -79,7 +44,10 @@ def assign_levels(
         # A level's number is -log2 of its scale; with unequal scales along y and x, of their geometric mean.
         levels = [round(-math.log2(y * x) / 2) for y, x in pairs]
         level = fpn_levels(boxes, levels, canonical_scale, canonical_level)
-    return Assigned(features, rois, level, [scale for pair in pairs for scale in pair])
+    spec = Pooling(kind, check_output_size(output_size), [scale for pair in pairs for scale in pair])
+    if KINDS[kind].samples:
+        spec = spec._replace(sampling_ratio=check_sampling_ratio(sampling_ratio), aligned=aligned)
+    return backends.pool(features, rois, level, spec)
 
 
 def _named_features(x: Mapping[str, Tensor], featmap_names: Sequence[str]) -> dict[str, Tensor]:
