@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,46 +72,41 @@ def why_not(call: Call) -> str:
 # addresses.
 
 
-class _Kernels:
-    """Those of the operators, see ``operator.Kernels``."""
+def _pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+    return pool_into(operator.make_output(features, rois, spec.output_size), features, rois, level, spec)
 
-    kinds: Collection[str] = KINDS
 
-    def pool(self, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
-        return pool_into(operator.make_output(features, rois, spec.output_size), features, rois, level, spec)
+def pool_grad(
+    grad: Tensor,
+    features: list[Tensor],
+    shapes: list[int],
+    channels_last: bool,
+    rois: Tensor,
+    level: Tensor | None,
+    spec: Pooling,
+) -> list[Tensor]:
+    """Gradient to the maps, see ``operator.Kernels``."""
+    grads = operator.make_gradients(grad, shapes, channels_last)
+    if rois is None:
+        raise operator.none_given("rois")
+    grad = _dense(grad, (*rois.shape[:1], shapes[1], *spec.output_size))
+    targets = tuple([_array(each) for each in grads])
+    bad = _core.backward_input(targets, *_arguments(features, rois, level, grad, spec))
+    if bad >= 0:
+        _raise_bad_row(bad, rois, level, shapes[0], len(grads))
+    return grads
 
-    def pool_grad(
-        self,
-        grad: Tensor,
-        features: list[Tensor],
-        shapes: list[int],
-        channels_last: bool,
-        rois: Tensor,
-        level: Tensor | None,
-        spec: Pooling,
-    ) -> list[Tensor]:
-        grads = operator.make_gradients(grad, shapes, channels_last)
-        if rois is None:
-            raise operator.none_given("rois")
-        grad = _dense(grad, (*rois.shape[:1], shapes[1], *spec.output_size))
-        targets = tuple([_array(each) for each in grads])
-        bad = _core.backward_input(targets, *_arguments(features, rois, level, grad, spec))
-        if bad >= 0:
-            _raise_bad_row(bad, rois, level, shapes[0], len(grads))
-        return grads
 
-    def pool_box_grad(
-        self, grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling
-    ) -> Tensor:
-        if rois is None or grad is None or not features or features[0] is None:
-            raise operator.none_given("rois" if rois is None else "grad" if grad is None else "features[0]")
-        grad = _dense(grad, (*rois.shape[:1], *features[0].shape[1:2], *spec.output_size))
-        arguments = _arguments(features, rois, level, grad, spec)
-        out = torch.empty(rois.shape, dtype=rois.dtype)
-        bad = _core.backward_boxes(out.data_ptr(), *arguments)
-        if bad >= 0:
-            _raise_bad_row(bad, rois, level, features[0].shape[0], len(features))
-        return out
+def _pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+    if rois is None or grad is None or not features or features[0] is None:
+        raise operator.none_given("rois" if rois is None else "grad" if grad is None else "features[0]")
+    grad = _dense(grad, (*rois.shape[:1], *features[0].shape[1:2], *spec.output_size))
+    arguments = _arguments(features, rois, level, grad, spec)
+    out = torch.empty(rois.shape, dtype=rois.dtype)
+    bad = _core.backward_boxes(out.data_ptr(), *arguments)
+    if bad >= 0:
+        _raise_bad_row(bad, rois, level, features[0].shape[0], len(features))
+    return out
 
 
 def pool_into(out: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
@@ -168,7 +163,6 @@ def _raise_bad_row(row: int, rois: Tensor, level: Tensor | None, images: int, le
     raise_bad_index(row, float(rois[row, 0]), images)
 
 
-KERNELS = _Kernels()
 pool = operator.call
 if not UNREADY:
-    operator.register("cpu", KERNELS)
+    operator.register("cpu", operator.Kernels(KINDS, _pool, pool_grad, _pool_box_grad))

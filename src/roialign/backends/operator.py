@@ -12,7 +12,7 @@ graph may run.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,64 +25,24 @@ from .memory import allocate, is_channels_last
 Result = TypeVar("Result")
 
 
-class Kernels(Protocol):
+class Kernels(NamedTuple):
     """What a device computes. Anybody may call the operators, so that nothing here was checked by ``functional``.
 
     Attributes:
         kinds: of pooling that there are kernels for; the reference serves the others.
+        pool: of maps, rois, level and spec. Forward: :func:`make_output`, filled.
+        pool_grad: of grad, maps, shapes, channels_last, rois, level and spec. Gradient to the maps, which have these
+            shapes; the maps are there only where a maximum was taken.
+        pool_box_grad: of grad, maps, rois, level and spec. Gradient to the rois, ``[K, 5]``; that of the batch index
+            is 0.
     """
 
     kinds: Collection[str]
-
-    def pool(self, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
-        """Forward: :func:`make_output`, filled."""
-
-    def pool_grad(
-        self,
-        grad: Tensor,
-        features: list[Tensor],
-        shapes: list[int],
-        channels_last: bool,
-        rois: Tensor,
-        level: Tensor | None,
-        spec: Pooling,
-    ) -> list[Tensor]:
-        """Gradient to the maps, which have these shapes; ``features`` are there only where a maximum was taken."""
-
-    def pool_box_grad(
-        self, grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling
-    ) -> Tensor:
-        """Gradient to the rois, ``[K, 5]``; that of the batch index is 0."""
+    pool: Callable[[list[Tensor], Tensor, Tensor | None, Pooling], Tensor]
+    pool_grad: Callable[[Tensor, list[Tensor], list[int], bool, Tensor, Tensor | None, Pooling], list[Tensor]]
+    pool_box_grad: Callable[[Tensor, list[Tensor], Tensor, Tensor | None, Pooling], Tensor]
 
 
-class _Dispatched:
-    """The kernels that PyTorch's dispatcher chooses, seen by all who watch."""
-
-    kinds: Collection[str] = KINDS
-
-    def pool(self, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
-        return torch.ops.roialign.pool(features, rois, level, *spec)  # type: ignore[no-any-return]
-
-    def pool_grad(
-        self,
-        grad: Tensor,
-        features: list[Tensor],
-        shapes: list[int],
-        channels_last: bool,
-        rois: Tensor,
-        level: Tensor | None,
-        spec: Pooling,
-    ) -> list[Tensor]:
-        operator = torch.ops.roialign.pool_grad
-        return operator(grad, features, shapes, channels_last, rois, level, *spec)  # type: ignore[no-any-return]
-
-    def pool_box_grad(
-        self, grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling
-    ) -> Tensor:
-        return torch.ops.roialign.pool_box_grad(grad, features, rois, level, *spec)  # type: ignore[no-any-return]
-
-
-DISPATCHED = _Dispatched()
 _kernels: dict[str, Kernels] = {}  # by type of device
 
 
@@ -94,14 +54,19 @@ def register(device: str, kernels: Kernels) -> None:
         return serve(features, rois, level, spec)
 
     _kernels[device] = kernels
-    each: tuple[Callable[..., Any], ...] = (pool, kernels.pool_grad, kernels.pool_box_grad)
-    for name, kernel in zip(_NAMES, each, strict=True):
-        _library.impl(name, _unpacked(kernel), device.upper())
+    anything = kernels._replace(pool=pool)
+    for name in _NAMES:
+        _library.impl(name, _unpacked(getattr(anything, name)), device.upper())
 
 
 def _unpacked(kernel: Callable[..., Result]) -> Callable[..., Result]:
     """The dispatcher hands over the fields of a :class:`Pooling` one by one."""
     return lambda *args: kernel(*args[:-_FIELDS], Pooling(*args[-_FIELDS:]))
+
+
+def _packed(operator: Callable[..., Result]) -> Callable[..., Result]:
+    """And takes them so."""
+    return lambda *args: operator(*args[:-1], *args[-1])
 
 
 def call(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
@@ -112,7 +77,7 @@ def call(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooli
         return DISPATCHED.pool(features, rois, level, spec)
     if torch.is_grad_enabled() and tracing.any_requires_grad(*features, rois):
         return _EagerPool.apply(rois, level, spec, *features)  # type: ignore[no-any-return]
-    return _kernels["cpu"].pool(features, rois, level, spec)
+    return _kernels[rois.device.type].pool(features, rois, level, spec)
 
 
 # Autograd.
@@ -182,7 +147,7 @@ class _EagerPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rois: Tensor, level: Tensor | None, spec: Pooling, *features: Tensor) -> Tensor:
         _save(ctx, features, rois, level, spec)
-        return _kernels["cpu"].pool(list(features), rois, level, spec)
+        return _kernels[rois.device.type].pool(list(features), rois, level, spec)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -283,32 +248,30 @@ def none_given(name: str) -> TypeError:
     return TypeError(f"{name}: got None; expected a tensor")
 
 
-class _Fakes:
-    """Kernels that only make their result, for tracing."""
+def _fake_pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+    out = make_output(features, rois, spec.output_size)
+    _check_devices(features[0], features, rois, level)
+    return out
 
-    def pool(self, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
-        out = make_output(features, rois, spec.output_size)
-        _check_devices(features[0], features, rois, level)
-        return out
 
-    def pool_grad(
-        self,
-        grad: Tensor,
-        features: list[Tensor],
-        shapes: list[int],
-        channels_last: bool,
-        rois: Tensor,
-        level: Tensor | None,
-        spec: Pooling,
-    ) -> list[Tensor]:
-        _check_devices(grad, features, rois, level)
-        return make_gradients(grad, shapes, channels_last)
+def _fake_pool_grad(
+    grad: Tensor,
+    features: list[Tensor],
+    shapes: list[int],
+    channels_last: bool,
+    rois: Tensor,
+    level: Tensor | None,
+    spec: Pooling,
+) -> list[Tensor]:
+    _check_devices(grad, features, rois, level)
+    return make_gradients(grad, shapes, channels_last)
 
-    def pool_box_grad(
-        self, grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling
-    ) -> Tensor:
-        _check_devices(grad, features, rois, level)
-        return torch.empty_like(rois, memory_format=torch.contiguous_format)
+
+def _fake_pool_box_grad(
+    grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling
+) -> Tensor:
+    _check_devices(grad, features, rois, level)
+    return torch.empty_like(rois, memory_format=torch.contiguous_format)
 
 
 def _check_devices(first: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None) -> None:
@@ -318,7 +281,7 @@ def _check_devices(first: Tensor, features: list[Tensor], rois: Tensor, level: T
             raise ValueError(f"{name}: got a tensor on {tensor.device}; expected one on {first.device}, as the others")
 
 
-_NAMES = ("pool", "pool_grad", "pool_box_grad")
+_NAMES = Kernels._fields[1:]
 _FIELDS = len(Pooling._fields)
 _HOW = "Tensor? level, str kind, SymInt[] output_size, float[] scales, SymInt sampling_ratio, bool aligned"
 _library = torch.library.Library("roialign", "FRAGMENT")
@@ -328,10 +291,14 @@ _library.define(
 )
 _library.define(f"pool_box_grad(Tensor grad, Tensor[] features, Tensor rois, {_HOW}) -> Tensor")
 _library.impl("pool", _unpacked(_pool_anywhere), "CompositeExplicitAutograd")
+_fakes = Kernels(KINDS, _fake_pool, _fake_pool_grad, _fake_pool_box_grad)
 for _name in _NAMES:
-    torch.library.register_fake(f"roialign::{_name}", _unpacked(getattr(_Fakes(), _name)), lib=_library)
+    torch.library.register_fake(f"roialign::{_name}", _unpacked(getattr(_fakes, _name)), lib=_library)
 torch.library.register_autograd("roialign::pool", _backward_pool, setup_context=_setup_pool, lib=_library)
 torch.library.register_autograd(
     "roialign::pool_grad", _backward_pool_grad, setup_context=_setup_pool_grad, lib=_library
 )
 torch.library.register_vmap("roialign::pool", _vmap_pool, lib=_library)
+
+# The kernels that PyTorch's dispatcher chooses, seen by all who watch.
+DISPATCHED = Kernels(KINDS, *(_packed(getattr(torch.ops.roialign, name)) for name in _NAMES))

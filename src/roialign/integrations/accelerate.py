@@ -194,7 +194,7 @@ def _make_roi_align_backward(theirs: Any) -> Kernel:
             return theirs.call_boxed(CPU, grad, rois, scale, height, width, *map_shape_and_how)  # type: ignore[no-any-return]
         spec = Pooling("avg", (height, width), (scale, scale), max(ratio, 0), aligned)
         return _with_whole_indices(
-            lambda rois: native.KERNELS.pool_grad(grad, [], shape, False, rois, None, spec)[0], rois, shape[0]
+            lambda rois: native.pool_grad(grad, [], shape, False, rois, None, spec)[0], rois, shape[0]
         )
 
     return roi_align_backward
