@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,7 @@ def _raise_bad_row(row: int, rois: Tensor, level: Tensor | None, images: int, le
     raise_bad_index(row, float(rois[row, 0]), images)
 
 
-pool = operator.call
+_kernels = operator.Kernels(KINDS, _pool, pool_grad, _pool_box_grad)
+pool = partial(operator.call, _kernels)
 if not UNREADY:
-    operator.register("cpu", operator.Kernels(KINDS, _pool, pool_grad, _pool_box_grad))
+    operator.register("cpu", _kernels)

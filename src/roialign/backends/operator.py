@@ -69,15 +69,15 @@ def _packed(operator: Callable[..., Result]) -> Callable[..., Result]:
     return lambda *args: operator(*args[:-1], *args[-1])
 
 
-def call(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+def call(kernels: Kernels, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
     """The operator, or in plain eager mode what it comes to: dispatching in Python outweighs a small call."""
     if tracing.differentiates_forward():
         return reference.pool(features, rois, level, spec)
     if tracing.watched(*features, rois):
         return DISPATCHED.pool(features, rois, level, spec)
     if torch.is_grad_enabled() and tracing.any_requires_grad(*features, rois):
-        return _EagerPool.apply(rois, level, spec, *features)  # type: ignore[no-any-return]
-    return _kernels[rois.device.type].pool(features, rois, level, spec)
+        return _EagerPool.apply(kernels, rois, level, spec, *features)  # type: ignore[no-any-return]
+    return kernels.pool(features, rois, level, spec)
 
 
 # Autograd.
@@ -145,14 +145,16 @@ def _pool_anywhere(features: list[Tensor], rois: Tensor, level: Tensor | None, s
 
 class _EagerPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rois: Tensor, level: Tensor | None, spec: Pooling, *features: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, kernels: Kernels, rois: Tensor, level: Tensor | None, spec: Pooling, *features: Tensor
+    ) -> Tensor:
         _save(ctx, features, rois, level, spec)
-        return _kernels[rois.device.type].pool(list(features), rois, level, spec)
+        return kernels.pool(list(features), rois, level, spec)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grads, box_grad = _gradients(ctx, grad)
-        return box_grad, None, None, *grads
+        return None, box_grad, None, None, *grads
 
 
 def _setup_pool(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
