@@ -11,8 +11,10 @@ demo: .venv/ready
 	@echo 'The demo takes about a minute on two cores; its pictures go to demo/.'
 	$(BIN)/roialign demo --out demo
 
-core: .venv/ready # what changed in csrc/, compiled and put where the editable install imports it
+# What changed in csrc/, compiled and put where the editable install imports it. Soonest: make core SETS=avx2
+core: .venv/ready
 	@test -e build/core/CMakeCache.txt || $(INSTALL) . --no-deps
+	@$(BIN)/python -m cmake -DROIALIGN_SETS="$(SETS)" build/core >/dev/null
 	@$(BIN)/python -m cmake --build build/core --target _core
 	@$(BIN)/python -m cmake --install build/core --prefix "$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('platlib'))")" >/dev/null
 

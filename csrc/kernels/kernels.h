@@ -94,11 +94,7 @@ struct KernelSet {
   void (*finish)();                                         // makes streamed stores visible; each worker calls it last
 };
 
-extern const KernelSet kernels_baseline;
-#ifdef ROIALIGN_X86
-extern const KernelSet kernels_avx2;
-extern const KernelSet kernels_avx512;
-#endif
+extern const KernelSet kernels_baseline, kernels_avx2, kernels_avx512;  // those of them that are built
 
 // The set chosen at import.
 const KernelSet& kernels();
