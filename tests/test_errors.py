@@ -200,6 +200,16 @@ def test_scale_and_box_may_overflow_together(backend: str) -> None:
     assert roi_align(torch.ones(1, 1, 4, 4), box, 2, 1e30).eq(0).all()  # 1e-68 of the samples are on the map
 
 
+def test_what_the_scale_makes_small_is_no_overflow(backend: str) -> None:
+    """Finite is what counts in cells, whatever it is in pixels: 2e300 of them are two cells at scale 1e-300."""
+    assert backend in roialign.backends.available()
+    map = torch.rand(1, 2, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = roi_align(map, rows((0, 0, 2, 2)), 2, 1.0, 2)
+    for box, scale in (((0, 0, 2, 2e300), (1e-300, 1.0)), ((0, 0, 2e300, 2), (1.0, 1e-300))):
+        torch.testing.assert_close(roi_align(map, rows(box), 2, scale, 2), expected, rtol=1e-12, atol=0)
+        assert roi_align(map, rows(box), 2, 1e10, 2).isnan().all()
+
+
 def test_edges_may_be_finite_and_the_size_not(backend: str) -> None:
     """Such a box is as one that is not finite: NaN, and no gradient. One far out with a size is merely off the map."""
     assert backend in roialign.backends.available()
