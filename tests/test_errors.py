@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 
 import pytest
 import torch
@@ -113,10 +114,11 @@ def test_an_index_error_leaves_no_mark(pool: str) -> None:
     """After the error the same call with good boxes works, and batch indices up to N - 1 are good."""
     input, rois = generic_case()
     bad = rois.clone()
-    bad[4, 0] = 2
     expected = POOLS[pool](input, rois)
-    with pytest.raises(IndexError, match=r"row 4 .*index 2.*N = 2"):
-        POOLS[pool](input, bad)
+    for value, shown in ((2.0, "2"), (0.5, "0.5"), (NAN, "nan"), (-INF, "-inf")):
+        bad[4, 0] = value
+        with pytest.raises(IndexError, match=rf"row 4 has batch index {re.escape(shown)}, but .*N = 2"):
+            POOLS[pool](input, bad)
     assert torch.equal(POOLS[pool](input, rois), expected)
 
 

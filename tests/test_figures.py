@@ -258,7 +258,7 @@ def test_words_are_apart_and_on_the_page(name: str) -> None:
 def text_boxes(figure: Figure) -> list[tuple[str, matplotlib.transforms.BboxBase]]:
     """Every text that is drawn, and where."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    figure.draw_without_rendering()
     ticks = {id(text) for axis in figure.findobj(Axis) for text in axis.findobj(Text)}
     drawn = [text for text in figure.findobj(Text) if id(text) not in ticks]
     for axis in figure.findobj(Axis):  # those that lie in view; Matplotlib keeps others at hand
