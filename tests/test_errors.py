@@ -122,6 +122,17 @@ def test_an_index_error_leaves_no_mark(pool: str) -> None:
     assert torch.equal(POOLS[pool](input, rois), expected)
 
 
+def test_a_hint_is_given_to_whom_it_helps() -> None:
+    """[K, 4] in place of [K, 5] is most likely one image's boxes; nothing else is."""
+    hint = "(for one image, pass [boxes])"
+    with pytest.raises(ValueError, match=re.escape(hint)):
+        roi_align(torch.ones(1, 1, 4, 4), torch.ones(3, 4), 2)
+    for boxes in (torch.ones(3, 6), torch.ones(4), torch.ones(1, 3, 4), [torch.ones(3, 5)], [torch.ones(1, 3, 4)]):
+        with pytest.raises(ValueError, match="boxes") as raised:
+            roi_align(torch.ones(1, 1, 4, 4), boxes, 2)
+        assert hint not in str(raised.value)
+
+
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("mode", ["avg", "max"])
 def test_index_error_in_a_pyramid_and_under_vmap(mode: str) -> None:

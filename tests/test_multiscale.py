@@ -113,6 +113,14 @@ def test_levels_by_hand() -> None:
     assert pooled.flatten().tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3]
 
 
+def test_of_two_maps_of_one_scale_the_first_serves() -> None:
+    """As in torchvision, whose index counts from the finest."""
+    x = {"0": torch.zeros(1, 1, 16, 16), "1": torch.ones(1, 1, 16, 16)}
+    boxes = [torch.tensor([[0.0, 0, 30, 30], [0, 0, 4, 4], [0, 0, 60, 64]])]
+    for pooler in (MultiScaleRoIAlign, torchvision.ops.MultiScaleRoIAlign):
+        assert pooler(["0", "1"], 2, 2)(x, boxes, [(64, 64)]).eq(0).all()
+
+
 def test_order_of_boxes_and_images() -> None:
     """The output is in the order of the boxes, whatever their levels, images without boxes included."""
     x = {name: level.repeat(3, 1, 1, 1) for name, level in level_maps().items()}
