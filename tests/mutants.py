@@ -199,8 +199,9 @@ def child(mutant: Mutant, core: Core | None, folder: Path, tests: list[str], log
         loader = Loader(name, str(ROOT / mutant.path))
         loader.source = mutant.source
     sys.meta_path.insert(0, Finder(name, loader))
-    import helpers
     import pytest
+
+    import helpers
 
     helpers.run_python = run_forked
 

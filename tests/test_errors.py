@@ -122,6 +122,13 @@ def test_an_index_error_leaves_no_mark(pool: str) -> None:
     assert torch.equal(POOLS[pool](input, rois), expected)
 
 
+def test_a_single_box_in_a_list_counts() -> None:
+    for boxes in ([torch.ones(1, 4), torch.ones(0, 4)], [torch.ones(0, 4), torch.ones(2, 4)]):
+        with pytest.raises(ValueError, match=rf"boxes: got {sum(map(len, boxes))} boxes on an empty feature map"):
+            roi_align(torch.ones(2, 1, 0, 4), boxes, 2)
+    assert roi_align(torch.ones(2, 1, 0, 4), [torch.ones(0, 4)] * 2, 2).shape == (0, 1, 2, 2)
+
+
 def test_a_hint_is_given_to_whom_it_helps() -> None:
     """[K, 4] in place of [K, 5] is most likely one image's boxes; nothing else is."""
     hint = "(for one image, pass [boxes])"
