@@ -1,0 +1,289 @@
+"""Boxes as two banded matrices each, made on the device by one small kernel: the only place where rounding decides.
+
+The rules are those of ``axis.py``, position by position. This kernel alone is compiled without fused multiply-adds,
+which would move a sample across a cell's centre or the border. What reads the tables may round as it likes.
+
+Axis ``a`` is 0 for y, 1 for x. Bin ``p`` of box ``k`` touches the cells ``first``, ``first + 1``, ... of its map::
+
+    first, taps, slot = bins[k, a, :, p]           taps is 0 where no cell is touched
+    the weight of cell first + t  =  weight[k, slot + t]      for t in [0, taps)
+    begin, end, image = boxes[k, 0]                begin <= touched rows < end; image is -1 where the answer is NaN
+    begin, end, level = boxes[k, 1]                begin <= touched columns < end
+
+Neighbouring bins share few cells, so that all of a box's weights along an axis fit into the map's length and ``SPARE``
+more for each bin, whatever the box: ``weight`` takes no K x P x L. Nothing outside these slots is ever written, and
+nothing may be read there. Where a weight is 0, the cell must not count, whatever it holds.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...axis import FLOAT_CELLS
+from ...spec import KINDS, Pooling
+from .rules import divide, reach, summed, visited
+
+# Two cells that neighbours share, and two more for the rounding of positions of 2**22 cells and beyond.
+SPARE = tl.constexpr(4)
+FEW = 16  # samples of a fixed grid along one axis, which are visited; more are counted in closed form
+MOST_CELLS = tl.constexpr(FLOAT_CELLS)
+
+
+class Tables(NamedTuple):
+    """The tables of K boxes, as the head of this file lays them out; P is the larger of the two output sizes.
+
+    Attributes:
+        bins: int32 ``[K, 2, 3, P]``.
+        boxes: int32 ``[K, 2, 3]``.
+        weight: ``[K, row]`` in the type in which is summed, float64 for float64 maps, else float32.
+        dlo: derivative of the weights to the box's lower edge along the axis, in pixels of the image; of the same
+            slots. Empty unless asked for.
+        dhi: the same to the upper edge.
+    """
+
+    bins: Tensor
+    boxes: Tensor
+    weight: Tensor
+    dlo: Tensor
+    dhi: Tensor
+
+
+def make_tables(
+    shapes: Sequence[Sequence[int]],
+    rois: Tensor,
+    level: Tensor | None,
+    spec: Pooling,
+    dtype: torch.dtype,
+    slopes: bool = False,
+) -> Tables:
+    """Tables of a pooling that takes no maximum.
+
+    Args:
+        shapes: of the maps, (N, C, H, W) each.
+        rois: ``[K, 5]``, contiguous.
+        level: int64 ``[K]``, contiguous, or None with one map.
+        spec: the pooling.
+        dtype: of the weights.
+        slopes: whether to make ``dlo`` and ``dhi``.
+    """
+    height, width = spec.output_size
+    heights, widths = tuple(shape[2] for shape in shapes), tuple(shape[3] for shape in shapes)
+    split = max(heights) + SPARE.value * height
+    row = split + max(widths) + SPARE.value * width
+    boxes = rois.shape[0]
+    most = max(height, width)
+    weight = rois.new_empty(boxes, row, dtype=dtype)
+    tables = Tables(
+        bins=rois.new_empty(boxes, 2, 3, most, dtype=torch.int32),
+        boxes=rois.new_empty(boxes, 2, 3, dtype=torch.int32),
+        weight=weight,
+        dlo=torch.empty_like(weight) if slopes else weight[:0],
+        dhi=torch.empty_like(weight) if slopes else weight[:0],
+    )
+    ratio = spec.sampling_ratio if KINDS[spec.kind].samples else 0
+    if boxes:
+        _tables[(boxes, 2)](
+            rois,
+            rois if level is None else level,
+            *tables,
+            shapes[0][0],
+            heights,
+            widths,
+            *(tuple(map(_bits, spec.scales[along::2])) for along in (0, 1)),
+            ratio,
+            ratio.bit_length() + 1 if ratio else 6,
+            split,
+            row,
+            PH=height,
+            PW=width,
+            P=most,
+            RULE="integral" if spec.kind == "integral" else "visit" if 0 < ratio <= FEW else "count",
+            ALIGNED=spec.aligned,
+            SLOPES=slopes,
+            WIDE=rois.dtype == torch.float64 or spec.kind == "integral",
+            PB=min(triton.next_power_of_2(most), 32),
+            TB=8,
+            num_warps=1,
+            enable_fp_fusion=False,
+        )
+    return tables
+
+
+def _bits(scale: float) -> int:
+    """A float64 as an int64: Triton takes floats as float32."""
+    return int(struct.unpack("<q", struct.pack("<d", scale))[0])
+
+
+@triton.jit
+def pick(values: Any, one: Any) -> Any:
+    """One map's of a tuple of scalars: there are few enough for a chain of selects."""
+    chosen = values[0]
+    for i in tl.static_range(1, len(values)):
+        chosen = tl.where(one == i, values[i], chosen)
+    return chosen
+
+
+@triton.jit(do_not_specialize=["images", "heights", "widths", "scales_y", "scales_x", "ratio", "halvings"])
+def _tables(
+    rois: Any,
+    level: Any,
+    bins: Any,
+    boxes: Any,
+    weight: Any,
+    dlo: Any,
+    dhi: Any,
+    images: Any,
+    heights: Any,
+    widths: Any,
+    scales_y: Any,
+    scales_x: Any,
+    ratio: Any,
+    halvings: Any,
+    split: Any,
+    row: Any,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    P: tl.constexpr,
+    RULE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    SLOPES: tl.constexpr,
+    WIDE: tl.constexpr,
+    PB: tl.constexpr,
+    TB: tl.constexpr,
+) -> None:
+    """Grid (K, 2): one axis of one box."""
+    k = tl.program_id(0).to(tl.int64)
+    along = tl.program_id(1)
+    one = along * 0
+    known = one + 1
+    if len(heights) > 1:
+        which = tl.load(level + k)
+        known = tl.where((which >= 0) & (which < len(heights)), 1, 0)
+        one = tl.where(known == 1, which, 0).to(tl.int32)
+    scale_y = pick(scales_y, one).to(tl.float64, bitcast=True)
+    scale_x = pick(scales_x, one).to(tl.float64, bitcast=True)
+
+    # Usable: the image and the map exist, position and size stay finite along both axes.
+    n = tl.load(rois + k * 5).to(tl.float64)
+    x1 = tl.load(rois + k * 5 + 1).to(tl.float64) * scale_x
+    y1 = tl.load(rois + k * 5 + 2).to(tl.float64) * scale_y
+    x2 = tl.load(rois + k * 5 + 3).to(tl.float64) * scale_x
+    y2 = tl.load(rois + k * 5 + 4).to(tl.float64) * scale_y
+    nothing = ((x2 - x1) - (x2 - x1)) + ((y2 - y1) - (y2 - y1)) + (x1 - x1) + (y1 - y1)  # 0, or NaN
+    usable = tl.where((nothing == 0) & (n >= 0) & (n < images) & (n == tl.floor(n)), known, 0)
+    image = tl.where(usable == 1, n, -1.0).to(tl.int32)
+    box = boxes + k * 6 + along * 3
+    tl.store(box + 2, tl.where(along == 0, image, one))
+
+    lo = tl.where(usable == 1, tl.load(rois + k * 5 + 2 - along), 0.0)
+    hi = tl.where(usable == 1, tl.load(rois + k * 5 + 4 - along), 0.0)
+    scale = tl.where(along == 0, scale_y, scale_x)
+    length = tl.where(along == 0, pick(heights, one), pick(widths, one))
+    count = tl.where(along == 0, PH, PW)
+    live = tl.where(usable == 1, count, 0)
+    bins += (k * 2 + along) * (3 * P)
+    weight += k * row
+    dlo += k * row
+    dhi += k * row
+    origin = tl.where(along == 0, 0, split)
+    if WIDE:
+        fits: tl.constexpr = 0
+    else:  # ``axis.fits_float32``
+        narrow = scale.to(tl.float32)
+        far = tl.maximum(tl.abs(lo * narrow), tl.abs(hi * narrow))
+        fits = tl.where((far <= MOST_CELLS) & (length <= MOST_CELLS) & (ratio <= MOST_CELLS), 1, 0)
+    if fits == 1:
+        _axis(
+            lo.to(tl.float32), hi.to(tl.float32), scale.to(tl.float32), count, live, length, ratio, halvings,
+            bins, box, origin, weight, dlo, dhi, P, RULE, ALIGNED, SLOPES, PB, TB,
+        )  # fmt: skip
+    else:
+        _axis(
+            lo.to(tl.float64), hi.to(tl.float64), scale, count, live, length, ratio, halvings,
+            bins, box, origin, weight, dlo, dhi, P, RULE, ALIGNED, SLOPES, PB, TB,
+        )  # fmt: skip
+
+
+@triton.jit
+def _axis(
+    lo: Any,
+    hi: Any,
+    scale: Any,
+    count: Any,
+    live: Any,
+    length: Any,
+    ratio: Any,
+    halvings: Any,
+    bins: Any,
+    box: Any,
+    origin: Any,
+    weight: Any,
+    dlo: Any,
+    dhi: Any,
+    P: tl.constexpr,
+    RULE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    SLOPES: tl.constexpr,
+    PB: tl.constexpr,
+    TB: tl.constexpr,
+) -> None:
+    """With positions in the type of the edges; PB bins and TB of their cells at a time."""
+    offset = 0.5 if ALIGNED else 0.0
+    start = lo * scale - offset
+    size = (hi * scale - offset) - start
+    resizes = size == size
+    if RULE == "integral":
+        size = tl.maximum(size, 0.0)
+    elif not ALIGNED:
+        resizes = size > 1.0
+        size = tl.maximum(size, 1.0)
+    parts = count.to(lo.dtype)
+    bin = divide(size, parts)
+    if RULE == "visit":
+        grid = ratio.to(lo.dtype)
+    elif RULE == "count":
+        grid = tl.where(ratio > 0, ratio.to(lo.dtype), tl.maximum(tl.ceil(bin), 0.0))
+    else:
+        grid = tl.zeros_like(bin) + 1
+    window = (start, bin, grid)
+
+    begin = length
+    end = tl.zeros_like(length)
+    for p0 in range(0, live, PB):
+        p = p0 + tl.arange(0, PB)
+        first, taps = reach(window, p.to(lo.dtype), length, RULE)
+        begin = tl.minimum(begin, tl.min(tl.where((taps > 0) & (p < live), first, length)))
+        end = tl.maximum(end, tl.max(tl.where((taps > 0) & (p < live), first + taps, 0)))
+    tl.store(box, begin)
+    tl.store(box + 1, end)
+
+    for p0 in range(0, count, PB):
+        p = p0 + tl.arange(0, PB)
+        first, taps = reach(window, p.to(lo.dtype), length, RULE)
+        taps = tl.where(p < live, taps, 0)
+        slot = origin + first - begin + SPARE * tl.where(bin < 0, count - 1 - p, p)
+        tl.store(bins + p, first, mask=p < count)
+        tl.store(bins + P + p, taps, mask=p < count)
+        tl.store(bins + 2 * P + p, slot, mask=p < count)
+        for t0 in range(0, tl.max(taps), TB):
+            t = t0 + tl.arange(0, TB)[None, :]
+            cell = (first[:, None] + t).to(lo.dtype)
+            pf = p[:, None].to(lo.dtype)
+            if RULE == "visit":
+                w, to_lo, to_hi = visited(window, pf, cell, parts, length, resizes, ratio, SLOPES)
+            else:
+                w, to_lo, to_hi = summed(window, pf, cell, parts, length, resizes, ratio, halvings, RULE)
+            grids = tl.zeros_like(w) + tl.maximum(grid, 1.0)
+            touched = t < taps[:, None]
+            at = slot[:, None] + t
+            tl.store(weight + at, divide(w, grids).to(weight.dtype.element_ty), mask=touched)
+            if SLOPES:
+                tl.store(dlo + at, (to_lo * scale / grids).to(dlo.dtype.element_ty), mask=touched)
+                tl.store(dhi + at, (to_hi * scale / grids).to(dhi.dtype.element_ty), mask=touched)
