@@ -10,43 +10,37 @@ in closed form; "integral", where a bin is cut into pieces at the cells' centres
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def divide(a: Any, b: Any) -> Any:
+def divide(a, b):
     """Rounded to nearest, as Triton's own division of float32 is not. Both are of one type."""
-    if a.dtype == tl.float64:
-        quotient = a / b
-    else:
-        quotient = tl.math.div_rn(a, b)
-    return quotient
+    return a / b if a.dtype == tl.float64 else tl.math.div_rn(a, b)
 
 
 @triton.jit
-def _mirrored(window: Any, i: Any) -> Any:
-    start, bin, grid = window
+def _mirrored(window, i):
+    _, bin, grid = window
     return tl.where(bin < 0, grid - 1 - i, i)
 
 
 @triton.jit
-def _position(window: Any, p: Any, i: Any) -> Any:
+def _position(window, p, i):
     """Of the samples, counted by ascending position."""
     start, bin, grid = window
     return (start + p * bin) + divide((_mirrored(window, i) + 0.5) * bin, tl.maximum(grid, 1.0))
 
 
 @triton.jit
-def _previous(i: Any) -> Any:
+def _previous(i):
     """The sample before this one. Beyond 2**53 there are samples that no float64 counts: they are passed over."""
     return tl.minimum(i - 1, i * (1 - 2.0**-53))
 
 
 @triton.jit
-def reach(window: Any, p: Any, length: Any, RULE: tl.constexpr) -> Any:
+def reach(window, p, length, RULE: tl.constexpr):
     """First cell of the bins p and the number of cells; none where nothing of the bin is inside the map."""
     start, bin, grid = window
     top = (length - 1).to(bin.dtype)
@@ -67,9 +61,9 @@ def reach(window: Any, p: Any, length: Any, RULE: tl.constexpr) -> Any:
 
 
 @triton.jit
-def _samples_before(window: Any, p: Any, edge: Any, length: Any, ratio: Any, halvings: Any) -> Any:
+def _samples_before(window, p, edge, length, ratio, halvings):
     """How many samples of the bins p lie before a cell's centre; up to L, inclusive. See ``axis._first_samples``."""
-    start, bin, grid = window
+    _, bin, grid = window
     is_last = edge == length.to(bin.dtype)
     low = tl.zeros_like(p + edge) - 1
     high = tl.zeros_like(low) + grid
@@ -90,10 +84,10 @@ def _samples_before(window: Any, p: Any, edge: Any, length: Any, ratio: Any, hal
 
 
 @triton.jit
-def _between(window: Any, p: Any, cell: Any, length: Any, begin: Any, end: Any) -> Any:
+def _between(window, p, cell, length, begin, end):
     """Of the samples [begin, end) between a cell and the next: what they give to the next, how many of them move with
     the box, and their mean place along the bin. Clamped to the border, all give to the one cell that is there."""
-    start, bin, grid = window
+    _, bin, grid = window
     number = end - begin
     tail = _previous(end)
     offset = (_position(window, p, begin) - cell) + (_position(window, p, tail) - cell)
@@ -105,9 +99,9 @@ def _between(window: Any, p: Any, cell: Any, length: Any, begin: Any, end: Any) 
 
 
 @triton.jit
-def _piece(window: Any, p: Any, cell: Any) -> Any:
+def _piece(window, p, cell):
     """The piece of the bin between a cell and the next: what it gives to the next, its share of the bin, its place."""
-    start, bin, grid = window
+    start, bin, _ = window
     begin = start + p * bin
     skipped = tl.maximum(cell - begin, 0.0)  # of the bin, before the piece
     piece = tl.minimum(tl.minimum(cell + 1 - begin, bin - skipped), tl.minimum(bin, 1.0))
@@ -118,11 +112,9 @@ def _piece(window: Any, p: Any, cell: Any) -> Any:
 
 
 @triton.jit
-def visited(
-    window: Any, p: Any, cell: Any, bins: Any, length: Any, resizes: Any, ratio: Any, SLOPES: tl.constexpr
-) -> Any:
+def visited(window, p, cell, bins, length, resizes, ratio, SLOPES: tl.constexpr):
     """What the bins p weigh on the cells, times the grid; how that follows the two edges, in cells."""
-    start, bin, grid = window
+    _, bin, grid = window
     top = (length - 1).to(bin.dtype)
     weight = tl.zeros_like(p + cell)
     to_lo = tl.zeros_like(weight)
@@ -146,17 +138,7 @@ def visited(
 
 
 @triton.jit
-def summed(
-    window: Any,
-    p: Any,
-    cell: Any,
-    bins: Any,
-    length: Any,
-    resizes: Any,
-    ratio: Any,
-    halvings: Any,
-    RULE: tl.constexpr,
-) -> Any:
+def summed(window, p, cell, bins, length, resizes, ratio, halvings, RULE: tl.constexpr):
     """The same, from what lies between the cell and either neighbour."""
     if RULE == "count":
         before = _samples_before(window, p, cell - 1, length, ratio, halvings)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -122,7 +122,7 @@ def _bits(scale: float) -> int:
 
 
 @triton.jit
-def pick(values: Any, one: Any) -> Any:
+def pick(values, one):
     """One map's of a tuple of scalars: there are few enough for a chain of selects."""
     chosen = values[0]
     for i in tl.static_range(1, len(values)):
@@ -132,22 +132,22 @@ def pick(values: Any, one: Any) -> Any:
 
 @triton.jit(do_not_specialize=["images", "heights", "widths", "scales_y", "scales_x", "ratio", "halvings"])
 def _tables(
-    rois: Any,
-    level: Any,
-    bins: Any,
-    boxes: Any,
-    weight: Any,
-    dlo: Any,
-    dhi: Any,
-    images: Any,
-    heights: Any,
-    widths: Any,
-    scales_y: Any,
-    scales_x: Any,
-    ratio: Any,
-    halvings: Any,
-    split: Any,
-    row: Any,
+    rois,
+    level,
+    bins,
+    boxes,
+    weight,
+    dlo,
+    dhi,
+    images,
+    heights,
+    widths,
+    scales_y,
+    scales_x,
+    ratio,
+    halvings,
+    split,
+    row,
     PH: tl.constexpr,
     PW: tl.constexpr,
     P: tl.constexpr,
@@ -157,7 +157,7 @@ def _tables(
     WIDE: tl.constexpr,
     PB: tl.constexpr,
     TB: tl.constexpr,
-) -> None:
+):
     """Grid (K, 2): one axis of one box."""
     k = tl.program_id(0).to(tl.int64)
     along = tl.program_id(1)
@@ -213,27 +213,27 @@ def _tables(
 
 @triton.jit
 def _axis(
-    lo: Any,
-    hi: Any,
-    scale: Any,
-    count: Any,
-    live: Any,
-    length: Any,
-    ratio: Any,
-    halvings: Any,
-    bins: Any,
-    box: Any,
-    origin: Any,
-    weight: Any,
-    dlo: Any,
-    dhi: Any,
+    lo,
+    hi,
+    scale,
+    count,
+    live,
+    length,
+    ratio,
+    halvings,
+    bins,
+    box,
+    origin,
+    weight,
+    dlo,
+    dhi,
     P: tl.constexpr,
     RULE: tl.constexpr,
     ALIGNED: tl.constexpr,
     SLOPES: tl.constexpr,
     PB: tl.constexpr,
     TB: tl.constexpr,
-) -> None:
+):
     """With positions in the type of the edges; PB bins and TB of their cells at a time."""
     offset = 0.5 if ALIGNED else 0.0
     start = lo * scale - offset
