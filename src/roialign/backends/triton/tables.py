@@ -130,6 +130,16 @@ def pick(values, one):
     return chosen
 
 
+@triton.jit
+def bins_of(bins, k, along: tl.constexpr, p, live, P: tl.constexpr):
+    """First cell, taps and slot of the bins p of a box along an axis; 0 where not live."""
+    at = bins + (k * 2 + along) * (3 * P) + p
+    first = tl.load(at, mask=live, other=0)
+    taps = tl.load(at + P, mask=live, other=0)
+    slot = tl.load(at + 2 * P, mask=live, other=0)
+    return first, taps, slot
+
+
 @triton.jit(do_not_specialize=["images", "heights", "widths", "scales_y", "scales_x", "ratio", "halvings"])
 def _tables(
     rois,

@@ -1,0 +1,58 @@
+"""How much one program works on: a fixed table, so that the same call gives the same bits in every run and captures.
+
+Nothing is tuned while a program runs. The numbers are a choice by counted instructions, registers and memory, made
+without a GPU; ``tests/test_triton_compile.py`` holds what they compile to.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+
+class Blocks(NamedTuple):
+    """Of the forward kernels.
+
+    Attributes:
+        channels: of one program.
+        bins: along x, at once.
+        cells: of one product along x, where the kernel makes one.
+        warps: of one program.
+    """
+
+    channels: int
+    bins: int
+    cells: int
+    warps: int
+
+
+FULL = 4  # programs for each multiprocessor: with fewer, smaller ones hide more of the memory's latency
+
+
+def forward_blocks(out: Tensor, gathers: bool) -> Blocks:
+    """For an output ``[K, C, PH, PW]``; ``gathers`` where channels lie side by side."""
+    boxes, channels, height, width = out.shape
+    bins = bins_at_once(width)
+    # A row of bins is a program's, or a whole box's where it gathers.
+    programs = boxes * (1 if gathers else height) * triton.cdiv(width, bins)
+    most = 64 if programs * triton.cdiv(channels, 64) >= FULL * multiprocessors(out.device) else 32
+    block = max(16, min(most, int(triton.next_power_of_2(channels))))
+    return Blocks(block, bins, cells=16, warps=2 if gathers or block < 64 else 4)
+
+
+def bins_at_once(bins: int) -> int:
+    """How many bins along x one program takes, as many as a matrix product wants at least."""
+    return min(16, max(8, int(triton.next_power_of_2(bins))))
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many run at once; any number will do where kernels are interpreted."""
+    if device.type == "cpu":
+        return 1
+    properties = torch.get_device_module(device).get_device_properties(device)
+    return int(getattr(properties, "multi_processor_count", 0) or getattr(properties, "gpu_subslice_count", 0) or 1)
