@@ -1,0 +1,110 @@
+"""Gradient to the boxes: the contraction with the matrices' derivative, times the output's gradient.
+
+With D the derivative of a matrix to one of the box's edges, the gradient to that edge is the sum of all numbers of
+
+    (grad @ Ax) * (Dy @ map)    for an edge along y          (grad @ Dx) * (Ay @ map)    for one along x
+
+A program takes a block of channels of one box, one row of bins after the other: three sums over the same rows of the
+map, three small products. The blocks are added up afterwards, in their order.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...spec import Pooling
+from ..memory import is_channels_last
+from .backward import load_block, offset_type, spread
+from .blocks import bins_at_once
+from .tables import bins_of, make_tables, pick
+
+CHANNELS, COLUMNS = 32, 16  # of the map, at a time
+
+
+@triton.jit(do_not_specialize=["blocks", "line"])
+def _sum_slopes(
+    grad, gk, gc, gp, gq, features, sn, sc, sh, sw, bins, boxes, weight, dlo, dhi, sums, blocks, channels, line,
+    PH: tl.constexpr, PW: tl.constexpr, P: tl.constexpr, BC: tl.constexpr, BX: tl.constexpr, QB: tl.constexpr,
+    LAST: tl.constexpr, OFFSET: tl.constexpr,
+):  # fmt: skip
+    """Grid (K * channel blocks): the gradient to x1, y1, x2, y2 from BC channels; BX columns of the map at a time."""
+    real: tl.constexpr = weight.dtype.element_ty
+    SHAPE: tl.constexpr = [BX, BC] if LAST else [BC, BX]
+    k = (tl.program_id(0) // blocks).to(tl.int64)
+    c0 = (tl.program_id(0) % blocks).to(tl.int64) * BC
+    level = tl.load(boxes + k * 6 + 5)
+    column = pick(sw, level)
+    channel = pick(sc, level)
+    maps = pick(features, level) + tl.load(boxes + k * 6 + 2).to(tl.int64) * pick(sn, level) + c0 * channel
+    c = tl.arange(0, BC).to(OFFSET)
+    real_c = c0 + c < channels
+    weight += k * line
+    dlo += k * line
+    dhi += k * line
+    x1 = tl.zeros(SHAPE, real)
+    y1 = tl.zeros(SHAPE, real)
+    x2 = tl.zeros(SHAPE, real)
+    y2 = tl.zeros(SHAPE, real)
+    for q0 in range(0, PW, QB):
+        q = q0 + tl.arange(0, QB)
+        real_q = q < PW
+        first_x, taps_x, slot_x = bins_of(bins, k, 1, q, real_q, P)
+        left = tl.min(tl.where(taps_x > 0, first_x, 2147483647))
+        right = tl.max(tl.where(taps_x > 0, first_x + taps_x, 0))
+        for x0 in range(left, right, BX):
+            x = x0 + tl.arange(0, BX)
+            across = x[None, :] - first_x[:, None]
+            at = slot_x[:, None] + across
+            touched = (across >= 0) & (across < taps_x[:, None])
+            ax = tl.load(weight + at, mask=touched, other=0.0)  # [QB, BX]
+            ax_lo = tl.load(dlo + at, mask=touched, other=0.0)
+            ax_hi = tl.load(dhi + at, mask=touched, other=0.0)
+            pooled = grad + k * gk + c0 * gc
+            for p in range(PH):
+                first_y, taps_y, slot_y = bins_of(bins, k, 0, p, True, P)
+                # Ay @ map, and with its derivatives: one row of bins.
+                row = tl.zeros(SHAPE, real)
+                row_lo = tl.zeros(SHAPE, real)
+                row_hi = tl.zeros(SHAPE, real)
+                cells = maps + first_y.to(tl.int64) * pick(sh, level) + left.to(tl.int64) * column
+                for t in range(slot_y, slot_y + taps_y):
+                    v = load_block(cells, c, channel, real_c, (x - left).to(OFFSET), column, x < right, LAST).to(real)
+                    v = tl.where(v - v == 0.0, v, 0.0)  # a cell that is not finite has no slope
+                    row += tl.load(weight + t) * v
+                    row_lo += tl.load(dlo + t) * v
+                    row_hi += tl.load(dhi + t) * v
+                    cells += pick(sh, level)
+                g = load_block(pooled, c, gc, real_c, q.to(OFFSET), gq, real_q, LAST).to(real)
+                along_x = spread(g, ax, LAST)
+                y1 += along_x * row_lo
+                y2 += along_x * row_hi
+                x1 += spread(g, ax_lo, LAST) * row
+                x2 += spread(g, ax_hi, LAST) * row
+                pooled += gp
+    to = sums + tl.program_id(0).to(tl.int64) * 4
+    tl.store(to, tl.sum(x1))
+    tl.store(to + 1, tl.sum(y1))
+    tl.store(to + 2, tl.sum(x2))
+    tl.store(to + 3, tl.sum(y2))
+
+
+def pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+    """Gradient to the rois, see ``operator.Kernels``."""
+    real = torch.promote_types(features[0].dtype, torch.float32)
+    tables = make_tables([each.shape for each in features], rois, level, spec, real, slopes=True)
+    count, channels = grad.shape[:2]
+    blocks = triton.cdiv(channels, CHANNELS)
+    sums = grad.new_empty(count, blocks, 4, dtype=real)
+    reach = [CHANNELS * each.stride(1) + max(COLUMNS, each.shape[3]) * each.stride(3) for each in (*features, grad)]
+    _sum_slopes[(count * blocks,)](
+        grad, *grad.stride(), tuple(features), *zip(*(each.stride() for each in features), strict=True), *tables, sums,
+        blocks, channels, tables.weight.shape[1],
+        PH=spec.output_size[0], PW=spec.output_size[1], P=max(spec.output_size), BC=CHANNELS, BX=COLUMNS,
+        QB=bins_at_once(spec.output_size[1]), LAST=is_channels_last(features[0]), OFFSET=offset_type(*reach),
+    )  # fmt: skip
+    out = rois.new_zeros(count, 5)
+    out[:, 1:] = sums.sum(1)
+    return out
