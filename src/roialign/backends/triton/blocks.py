@@ -6,6 +6,7 @@ without a GPU; ``tests/test_triton_compile.py`` holds what they compile to.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -30,7 +31,29 @@ class Blocks(NamedTuple):
     warps: int
 
 
+class Tile(NamedTuple):
+    """Of the backward kernel.
+
+    Attributes:
+        height: cells that one program owns.
+        width: likewise.
+        channels: likewise.
+        warps: of one program.
+    """
+
+    height: int
+    width: int
+    channels: int
+    warps: int
+
+    def count(self, heights: Sequence[int], widths: Sequence[int]) -> int:
+        """Of all the maps of one image."""
+        sizes = zip(heights, widths, strict=True)
+        return sum(triton.cdiv(height, self.height) * triton.cdiv(width, self.width) for height, width in sizes)
+
+
 FULL = 4  # programs for each multiprocessor: with fewer, smaller ones hide more of the memory's latency
+BACKWARD = {"full": Tile(8, 16, 32, 4), "sparse": Tile(8, 8, 16, 2)}
 
 
 def forward_blocks(out: Tensor, gathers: bool) -> Blocks:
@@ -42,6 +65,22 @@ def forward_blocks(out: Tensor, gathers: bool) -> Blocks:
     most = 64 if programs * triton.cdiv(channels, 64) >= FULL * multiprocessors(out.device) else 32
     block = max(16, min(most, int(triton.next_power_of_2(channels))))
     return Blocks(block, bins, cells=16, warps=2 if gathers or block < 64 else 4)
+
+
+def backward_tile(
+    images: int, channels: int, heights: Sequence[int], widths: Sequence[int], device: torch.device
+) -> Tile:
+    """For the gradient to maps ``[N, C, H, W]``, of these heights and widths."""
+    return BACKWARD[backward_key(images, channels, heights, widths, device)]
+
+
+def backward_key(
+    images: int, channels: int, heights: Sequence[int], widths: Sequence[int], device: torch.device
+) -> str:
+    """Whether full tiles would be programs enough."""
+    tile = BACKWARD["full"]
+    programs = images * tile.count(heights, widths) * triton.cdiv(channels, tile.channels)
+    return "full" if programs >= FULL * multiprocessors(device) else "sparse"
 
 
 def bins_at_once(bins: int) -> int:
