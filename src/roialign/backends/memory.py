@@ -15,7 +15,7 @@ def check_memory(name: str, tensor: Tensor) -> None:
     """Refuse a tensor that reaches beyond its storage, as FSDP's freed parameters do: PyTorch would read on."""
     if torch.compiler.is_compiling() or tracing.transforms():
         return  # nothing is read yet
-    if not tensor.is_cpu or type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.numel() == 0:
+    if tensor.is_meta or type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.numel() == 0:
         return
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     needed = (tensor.storage_offset() + last + 1) * tensor.itemsize

@@ -94,11 +94,12 @@ def _save(ctx: Any, features: Sequence[Tensor], rois: Tensor, level: Tensor | No
     ctx.spec = spec
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Sequence[Tensor | None], Tensor | None]:
+def _gradients(ctx: Any, grad: Tensor, kernels: Kernels | None) -> tuple[Sequence[Tensor | None], Tensor | None]:
     """Gradients to the maps and to the rois, themselves differentiable."""
     rois, level, *features = ctx.saved_tensors
     twice = ctx.wants_boxes and torch.is_grad_enabled()
-    kernels = DISPATCHED if grad.is_meta else _kernels.get(grad.device.type)
+    if grad.is_meta:
+        kernels = DISPATCHED
     if twice or tracing.batches(grad) or kernels is None or ctx.spec.kind not in kernels.kinds:
         return _reference_gradients(ctx, grad, features, rois, level)
     if torch.is_grad_enabled() or tracing.watched(grad, rois):
@@ -149,11 +150,12 @@ class _EagerPool(torch.autograd.Function):
         ctx: Any, kernels: Kernels, rois: Tensor, level: Tensor | None, spec: Pooling, *features: Tensor
     ) -> Tensor:
         _save(ctx, features, rois, level, spec)
+        ctx.kernels = kernels
         return kernels.pool(list(features), rois, level, spec)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grads, box_grad = _gradients(ctx, grad)
+        grads, box_grad = _gradients(ctx, grad, ctx.kernels)
         return None, box_grad, None, None, *grads
 
 
@@ -163,7 +165,7 @@ def _setup_pool(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward_pool(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return *_gradients(ctx, grad), None, None, None, None, None, None
+    return *_gradients(ctx, grad, _kernels.get(grad.device.type)), None, None, None, None, None, None
 
 
 def _setup_pool_grad(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:

@@ -42,6 +42,8 @@ def why_not(call: Call) -> str:
         return f"it has no operator of kind {call.spec.kind!r}"
     if torch.is_grad_enabled() and call.rois.requires_grad:
         return "it has no gradient to the boxes"
+    if input.dtype == torch.bfloat16 and input.device.type != "mps":  # where nobody else has
+        return "it has no bfloat16"
     return _too_much(call) or _missing(input.device.type)
 
 

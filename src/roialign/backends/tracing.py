@@ -23,15 +23,12 @@ Result = TypeVar("Result")
 
 
 def _not_plain() -> int:
-    """Every dispatch key but those of an ordinary CPU tensor in an ordinary thread. Autocast's rules are not for us."""
-    plain = DispatchKeySet(DispatchKey.CPU)
-    for key in (
-        DispatchKey.ADInplaceOrView,
-        DispatchKey.AutogradCPU,
-        DispatchKey.AutocastCPU,
-        DispatchKey.BackendSelect,
-    ):
-        plain = plain.add(key)
+    """Every dispatch key but those of an ordinary tensor in an ordinary thread, on a device that backends have kernels
+    for. Autocast's rules are not for us."""
+    plain = DispatchKeySet(DispatchKey.ADInplaceOrView).add(DispatchKey.BackendSelect)
+    for device in ("CPU", "CUDA", "XPU"):
+        for key in (device, f"Autograd{device}", f"Autocast{device}"):
+            plain = plain.add(getattr(DispatchKey, key))
     return ~plain.raw_repr()
 
 
@@ -40,7 +37,7 @@ _repeated = threading.local()
 
 
 def watched(*tensors: Tensor) -> bool:
-    """Whether anything but plain eager autograd on a CPU wants to see the operator itself."""
+    """Whether anything but plain eager autograd wants to see the operator itself."""
     if torch.compiler.is_compiling():
         return True
     keys = torch._C._dispatch_tls_local_include_set().raw_repr()

@@ -156,9 +156,10 @@ def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooli
         tables.weight.shape[1],
         out.shape[1],
     )
-    reach = max(
-        blocks.channels * abs(each.stride(1)) + each.shape[3] * abs(each.stride(3)) for each in features
-    ), blocks.channels * out.stride(1) + height * out.stride(2) + width * out.stride(3)
+    reach = (
+        max(blocks.channels * abs(each.stride(1)) + each.shape[3] * abs(each.stride(3)) for each in features),
+        blocks.channels * out.stride(1) + height * out.stride(2) + width * out.stride(3),
+    )
     shape = {
         "PH": height, "PW": width, "P": max(height, width), "BC": blocks.channels, "QB": blocks.bins,
         "OFFSET": tl.int64 if max(reach) >= 2**31 else tl.int32, "num_warps": blocks.warps, "num_stages": 1,

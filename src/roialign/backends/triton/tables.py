@@ -101,6 +101,7 @@ def make_tables(
             ratio.bit_length() + 1 if ratio else 6,
             split,
             row,
+            LEVELS=level is not None,
             PH=height,
             PW=width,
             P=most,
@@ -158,6 +159,7 @@ def _tables(
     halvings,
     split,
     row,
+    LEVELS: tl.constexpr,
     PH: tl.constexpr,
     PW: tl.constexpr,
     P: tl.constexpr,
@@ -173,10 +175,11 @@ def _tables(
     along = tl.program_id(1)
     one = along * 0
     known = one + 1
-    if len(heights) > 1:
+    if LEVELS:
         which = tl.load(level + k)
         known = tl.where((which >= 0) & (which < len(heights)), 1, 0)
         one = tl.where(known == 1, which, 0).to(tl.int32)
+    known = tl.where((pick(heights, one) > 0) & (pick(widths, one) > 0), known, 0)
     scale_y = pick(scales_y, one).to(tl.float64, bitcast=True)
     scale_x = pick(scales_x, one).to(tl.float64, bitcast=True)
 

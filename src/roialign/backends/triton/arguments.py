@@ -1,0 +1,114 @@
+"""What the kernels are handed, checked: whatever a caller says, what passes here is read inside its memory only.
+
+Nothing here looks at a value, which would mean waiting for the device: a box whose index names no image, or whose level
+names no map, gets NaN from the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...boxes import on_empty_map
+from ...spec import MOST_BINS, Pooling, check_kind
+from .. import operator
+from ..memory import check_memory
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MOST_CELLS = 2**30  # along one axis
+
+
+class Boxes(NamedTuple):
+    """Rois and levels, contiguous, and the pooling, in plain numbers."""
+
+    rois: Tensor
+    level: Tensor | None
+    spec: Pooling
+
+
+def check_maps(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Maps ``[N, C, H, W]`` of any strides, all of one dtype and on one device."""
+    if not maps:
+        raise ValueError("features: got no maps; expected at least one")
+    if maps[0] is None:
+        raise operator.none_given("features[0]")
+    first = _check("features[0]", maps[0], "[N, C, H, W]", 4, DTYPES, maps[0])
+    rest = [
+        _check(f"features[{i}]", map, "[N, C, H, W]", 4, (first.dtype,), first) for i, map in enumerate(maps[1:], 1)
+    ]
+    return [first, *rest]
+
+
+def check_pooled(grad: Tensor, rois: Tensor, channels: Sequence[int], spec: Pooling) -> Tensor:
+    """The gradient to the pooled values."""
+    if grad is None or rois is None:
+        raise operator.none_given("grad" if grad is None else "rois")
+    grad = _check("grad", grad, "[K, C, height, width]", 4, DTYPES, grad)
+    expected = (*rois.shape[:1], *channels, *spec.output_size)
+    if tuple(grad.shape) != expected:
+        raise ValueError(f"grad: got a tensor of shape {tuple(grad.shape)}; expected {expected}")
+    return grad
+
+
+def check_boxes(
+    shapes: Sequence[Sequence[int]], like: Tensor, rois: Tensor, level: Tensor | None, spec: Pooling
+) -> Boxes:
+    """Boxes on maps of these shapes."""
+    if not shapes:
+        raise ValueError("features: got no maps; expected at least one")
+    images, channels = shapes[0][:2]
+    for i, shape in enumerate(shapes):
+        if tuple(shape[:2]) != (images, channels):
+            raise ValueError(
+                f"features[{i}]: got a tensor of shape {tuple(shape)}; "
+                f"expected the {images} images and {channels} channels of features[0]"
+            )
+        if max(shape[2:]) > MOST_CELLS:
+            raise ValueError(
+                f"features[{i}]: got a tensor of shape {tuple(shape)}; expected at most 2**30 cells an axis"
+            )
+    rois = _check("rois", rois, "[K, 5]", 2, (torch.float32, torch.float64), like)
+    count = rois.shape[0]
+    if rois.shape[1] != 5:
+        raise ValueError(f"rois: got a tensor of shape {tuple(rois.shape)}; expected [K, 5]")
+    if count and len(shapes) == 1 and 0 in shapes[0][2:]:
+        raise on_empty_map(count, torch.empty(*shapes[0], device="meta"))
+    if level is not None:
+        level = _check("level", level, "[K]", 1, (torch.int64,), like)
+        if level.shape[0] != count:
+            raise ValueError(
+                f"level: got a tensor of shape {tuple(level.shape)}; expected one number for each of {count} boxes"
+            )
+    elif len(shapes) > 1:
+        raise ValueError(f"level: got None for {len(shapes)} maps; expected the index of each box's map")
+    if len(spec.scales) != 2 * len(shapes):
+        raise ValueError(f"scales: got {list(spec.scales)}; expected y and x for each of {len(shapes)} maps")
+    size = tuple(spec.output_size)
+    if len(size) != 2 or not (0 < size[0] <= MOST_BINS and 0 < size[1] <= MOST_BINS):
+        raise ValueError(f"output_size: got {size}; expected (height, width), each from 1 to 2**24")
+    check_kind(spec.kind)
+    return Boxes(
+        rois.contiguous(),
+        None if level is None else level.contiguous(),
+        spec._replace(output_size=size, sampling_ratio=max(spec.sampling_ratio, 0)),
+    )
+
+
+def _check(name: str, tensor: Tensor, form: str, rank: int, dtypes: Sequence[torch.dtype], like: Tensor) -> Tensor:
+    if tensor is None:
+        raise operator.none_given(name)
+    if tensor.is_quantized or tensor.layout != torch.strided:
+        raise TypeError(f"{name}: got a {tensor.layout} tensor of {tensor.dtype}; expected a dense, not quantised one")
+    if tensor.dim() != rank:
+        raise ValueError(f"{name}: got a tensor of shape {tuple(tensor.shape)}; expected {form}")
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name}: got {tensor.dtype}; expected {' or '.join(str(each)[6:] for each in dtypes)}")
+    if tensor.device != like.device:
+        raise ValueError(f"{name}: got a tensor on {tensor.device}; expected one on {like.device}, as the others")
+    if tensor._is_zerotensor():  # zeros without memory, which autograd may hand over as a gradient
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    check_memory(name, tensor)
+    return tensor
