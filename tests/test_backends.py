@@ -19,7 +19,7 @@ from test_layouts_dtypes import POOLS, truth
 
 def test_available_names_each_backend_with_its_reason() -> None:
     status = backends.available()
-    assert status["reference"] == (True, "")
+    assert status["reference"] == (True, "", "")
     for answer in status.values():
         assert answer.ready == (answer.reason == "")
 
