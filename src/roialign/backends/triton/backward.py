@@ -171,7 +171,7 @@ def pool_grad(
     tables = make_tables([each.shape for each in grads], rois, level, spec, real)
     heights, widths = tuple(shapes[2::4]), tuple(shapes[3::4])
     tile = backward_tile(images, channels, heights, widths, grad.device)
-    tiles = tile.count(heights, widths)
+    tiles = tile.number(heights, widths)
     count = rois.shape[0]
     words = triton.cdiv(count, 32)
     group = max(1, min(images, WORDS // max(1, tiles * words)))

@@ -20,13 +20,11 @@ class Blocks(NamedTuple):
 
     Attributes:
         channels: of one program.
-        bins: along x, at once.
         cells: of one product along x, where the kernel makes one.
         warps: of one program.
     """
 
     channels: int
-    bins: int
     cells: int
     warps: int
 
@@ -46,25 +44,37 @@ class Tile(NamedTuple):
     channels: int
     warps: int
 
-    def count(self, heights: Sequence[int], widths: Sequence[int]) -> int:
+    def number(self, heights: Sequence[int], widths: Sequence[int]) -> int:
         """Of all the maps of one image."""
         sizes = zip(heights, widths, strict=True)
         return sum(triton.cdiv(height, self.height) * triton.cdiv(width, self.width) for height, width in sizes)
 
 
 FULL = 4  # programs for each multiprocessor: with fewer, smaller ones hide more of the memory's latency
+FORWARD = {
+    ("rows", "full"): Blocks(64, 16, 4),
+    ("rows", "sparse"): Blocks(32, 16, 2),
+    ("gather", "full"): Blocks(64, 1, 2),
+    ("gather", "sparse"): Blocks(32, 1, 2),
+}
 BACKWARD = {"full": Tile(8, 16, 32, 4), "sparse": Tile(8, 8, 16, 2)}
 
 
 def forward_blocks(out: Tensor, gathers: bool) -> Blocks:
-    """For an output ``[K, C, PH, PW]``; ``gathers`` where channels lie side by side."""
+    """For an output ``[K, C, PH, PW]``; ``gathers`` where the kernel makes no product."""
+    blocks = FORWARD[forward_key(out, gathers)]
+    return blocks._replace(channels=min(blocks.channels, max(16, int(triton.next_power_of_2(out.shape[1])))))
+
+
+def forward_key(out: Tensor, gathers: bool) -> tuple[str, str]:
+    """The kernel, and whether full blocks would be programs enough. Float64 takes twice the registers."""
+    kernel = "gather" if gathers else "rows"
     boxes, channels, height, width = out.shape
-    bins = bins_at_once(width)
     # A row of bins is a program's, or a whole box's where it gathers.
-    programs = boxes * (1 if gathers else height) * triton.cdiv(width, bins)
-    most = 64 if programs * triton.cdiv(channels, 64) >= FULL * multiprocessors(out.device) else 32
-    block = max(16, min(most, int(triton.next_power_of_2(channels))))
-    return Blocks(block, bins, cells=16, warps=2 if gathers or block < 64 else 4)
+    programs = boxes * (1 if gathers else height) * triton.cdiv(width, bins_at_once(width))
+    programs *= triton.cdiv(channels, FORWARD[kernel, "full"].channels)
+    enough = programs >= FULL * multiprocessors(out.device) and out.dtype != torch.float64
+    return kernel, "full" if enough else "sparse"
 
 
 def backward_tile(
@@ -79,7 +89,7 @@ def backward_key(
 ) -> str:
     """Whether full tiles would be programs enough."""
     tile = BACKWARD["full"]
-    programs = images * tile.count(heights, widths) * triton.cdiv(channels, tile.channels)
+    programs = images * tile.number(heights, widths) * triton.cdiv(channels, tile.channels)
     return "full" if programs >= FULL * multiprocessors(device) else "sparse"
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...spec import Pooling
 from .. import operator
-from .blocks import forward_blocks
+from .blocks import bins_at_once, forward_blocks
 from .tables import bins_of, make_tables, pick
 
 
@@ -142,8 +142,8 @@ def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooli
     tables = make_tables([each.shape for each in features], rois, level, spec, real)
     height, width = spec.output_size
     gathers = real == torch.float64 or all(each.stride(1) == 1 for each in features)
-    blocks = forward_blocks(out, gathers)
-    programs = rois.shape[0] * triton.cdiv(width, blocks.bins)
+    blocks, bins = forward_blocks(out, gathers), bins_at_once(width)
+    programs = rois.shape[0] * triton.cdiv(width, bins)
     grid = (programs * (1 if gathers else height), triton.cdiv(out.shape[1], blocks.channels))
     arguments = (
         tuple(features),
@@ -161,7 +161,7 @@ def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooli
         blocks.channels * out.stride(1) + height * out.stride(2) + width * out.stride(3),
     )
     shape = {
-        "PH": height, "PW": width, "P": max(height, width), "BC": blocks.channels, "QB": blocks.bins,
+        "PH": height, "PW": width, "P": max(height, width), "BC": blocks.channels, "QB": bins,
         "OFFSET": tl.int64 if max(reach) >= 2**31 else tl.int32, "num_warps": blocks.warps, "num_stages": 1,
     }  # fmt: skip
     if gathers:
