@@ -21,20 +21,21 @@ def divide(a, b):
 
 
 @triton.jit
-def _mirrored(window, i):
+def mirrored(window, i):
+    """Samples in the bin's order from those by ascending position, or back: those of an inverted box run backwards."""
     _, bin, grid = window
     return tl.where(bin < 0, grid - 1 - i, i)
 
 
 @triton.jit
-def _position(window, p, i):
+def position(window, p, i):
     """Of the samples, counted by ascending position."""
     start, bin, grid = window
-    return (start + p * bin) + divide((_mirrored(window, i) + 0.5) * bin, tl.maximum(grid, 1.0))
+    return (start + p * bin) + divide((mirrored(window, i) + 0.5) * bin, tl.maximum(grid, 1.0))
 
 
 @triton.jit
-def _previous(i):
+def previous(i):
     """The sample before this one. Beyond 2**53 there are samples that no float64 counts: they are passed over."""
     return tl.minimum(i - 1, i * (1 - 2.0**-53))
 
@@ -50,8 +51,8 @@ def reach(window, p, length, RULE: tl.constexpr):
         high = low + bin
         touches = tl.where(bin > 0, 1, 0) * tl.where((high > -1.0) & (low < top + 1), 1, 0)
     else:
-        low = _position(window, p, tl.zeros_like(p))
-        high = _position(window, p, tl.zeros_like(p) + (grid - 1))
+        low = position(window, p, tl.zeros_like(p))
+        high = position(window, p, tl.zeros_like(p) + (grid - 1))
         touches = tl.where(grid > 0, 1, 0) * tl.where((high >= -1.0) & (low <= top + 1), 1, 0)
     first = tl.floor(tl.minimum(tl.maximum(low, 0.0), top)).to(tl.int32)
     # One more where the bin ends on a cell's centre: of weight 0, but not of slope 0. And where an integral's bin ends
@@ -61,7 +62,7 @@ def reach(window, p, length, RULE: tl.constexpr):
 
 
 @triton.jit
-def _samples_before(window, p, edge, length, ratio, halvings):
+def samples_before(window, p, edge, length, ratio, halvings):
     """How many samples of the bins p lie before a cell's centre; up to L, inclusive. See ``axis._first_samples``."""
     _, bin, grid = window
     is_last = edge == length.to(bin.dtype)
@@ -70,12 +71,12 @@ def _samples_before(window, p, edge, length, ratio, halvings):
     if ratio == 0:  # an adaptive step is near one cell, so that a division finds the sample but for a few
         step = divide(tl.abs(bin), tl.maximum(grid, 1.0))
         step = tl.where(step > 0, step, 1.0)
-        guess = tl.ceil(divide(edge - _position(window, p, tl.zeros_like(p)), tl.zeros_like(low) + step))
+        guess = tl.ceil(divide(edge - position(window, p, tl.zeros_like(p)), tl.zeros_like(low) + step))
         high = tl.minimum(tl.maximum(guess + 16, 0.0), high)
         low = tl.minimum(tl.maximum(guess - 16, -1.0), high - 1)
     for _ in range(halvings):
         middle = tl.floor(low + (high - low) / 2)
-        at = _position(window, p, middle)
+        at = position(window, p, middle)
         before = (at < edge) | (is_last & (at == edge))
         searching = (low < middle) & (middle < high)
         low = tl.where(searching & before, middle, low)
@@ -89,12 +90,12 @@ def _between(window, p, cell, length, begin, end):
     the box, and their mean place along the bin. Clamped to the border, all give to the one cell that is there."""
     _, bin, grid = window
     number = end - begin
-    tail = _previous(end)
-    offset = (_position(window, p, begin) - cell) + (_position(window, p, tail) - cell)
+    tail = previous(end)
+    offset = (position(window, p, begin) - cell) + (position(window, p, tail) - cell)
     # Without samples these are elsewhere, perhaps infinite.
     inside = (number > 0) & (cell >= 0) & (cell < (length - 1).to(bin.dtype))
     to_next = tl.where(inside, number * (offset / 2), tl.where(cell < 0, number, 0.0))
-    place = (_mirrored(window, (begin + tail) / 2) + 0.5) / tl.maximum(grid, 1.0)
+    place = (mirrored(window, (begin + tail) / 2) + 0.5) / tl.maximum(grid, 1.0)
     return to_next, tl.where(inside, number, 0.0), tl.where(inside, place, 0.0)
 
 
@@ -121,16 +122,16 @@ def visited(window, p, cell, bins, length, resizes, ratio, SLOPES: tl.constexpr)
     to_hi = tl.zeros_like(weight)
     i = tl.zeros_like(p)
     for _ in range(ratio):
-        position = _position(window, p, i)
-        clamped = tl.minimum(tl.maximum(position, 0.0), top)
+        at = position(window, p, i)
+        clamped = tl.minimum(tl.maximum(at, 0.0), top)
         below = tl.floor(clamped)
         fraction = clamped - below
         here = tl.where(cell == below, 1 - fraction, tl.where(cell == below + 1, fraction, 0.0))
-        weight += tl.where((position >= -1.0) & (position <= top + 1), here, 0.0)
+        weight += tl.where((at >= -1.0) & (at <= top + 1), here, 0.0)
         if SLOPES:
             slope = tl.where(cell == below, -1.0, tl.where(cell == below + 1, 1.0, 0.0))
-            slope = tl.where((position >= 0.0) & (position < top), slope, 0.0)
-            along = tl.where(resizes, (p + (_mirrored(window, i) + 0.5) / grid) / bins, 0.0)
+            slope = tl.where((at >= 0.0) & (at < top), slope, 0.0)
+            along = tl.where(resizes, (p + (mirrored(window, i) + 0.5) / grid) / bins, 0.0)
             to_lo += slope * (1 - along)
             to_hi += slope * along
         i += 1
@@ -141,9 +142,9 @@ def visited(window, p, cell, bins, length, resizes, ratio, SLOPES: tl.constexpr)
 def summed(window, p, cell, bins, length, resizes, ratio, halvings, RULE: tl.constexpr):
     """The same, from what lies between the cell and either neighbour."""
     if RULE == "count":
-        before = _samples_before(window, p, cell - 1, length, ratio, halvings)
-        here = _samples_before(window, p, cell, length, ratio, halvings)
-        beyond = _samples_before(window, p, cell + 1, length, ratio, halvings)
+        before = samples_before(window, p, cell - 1, length, ratio, halvings)
+        here = samples_before(window, p, cell, length, ratio, halvings)
+        beyond = samples_before(window, p, cell + 1, length, ratio, halvings)
         left, left_moves, left_place = _between(window, p, cell - 1, length, before, here)
         right, right_moves, right_place = _between(window, p, cell, length, here, beyond)
         weight = ((beyond - here) - right) + left

@@ -96,7 +96,7 @@ def make_tables(
             shapes[0][0],
             heights,
             widths,
-            *(tuple(map(_bits, spec.scales[along::2])) for along in (0, 1)),
+            *(tuple(map(scale_bits, spec.scales[along::2])) for along in (0, 1)),
             ratio,
             ratio.bit_length() + 1 if ratio else 6,
             split,
@@ -117,7 +117,7 @@ def make_tables(
     return tables
 
 
-def _bits(scale: float) -> int:
+def scale_bits(scale: float) -> int:
     """A float64 as an int64: Triton takes floats as float32."""
     return int(struct.unpack("<q", struct.pack("<d", scale))[0])
 
@@ -139,6 +139,44 @@ def bins_of(bins, k, along: tl.constexpr, p, live, P: tl.constexpr):
     taps = tl.load(at + P, mask=live, other=0)
     slot = tl.load(at + 2 * P, mask=live, other=0)
     return first, taps, slot
+
+
+@triton.jit
+def find_box(rois, level, k, along, images, heights, widths, scales_y, scales_x, LEVELS: tl.constexpr):
+    """A box's image, or -1 where it cannot be pooled, and its map; along an axis its edges, scale and the map's length.
+
+    Usable: the image and the map exist, position and size stay finite along both axes.
+    """
+    one = along * 0
+    known = one + 1
+    if LEVELS:
+        which = tl.load(level + k)
+        known = tl.where((which >= 0) & (which < len(heights)), 1, 0)
+        one = tl.where(known == 1, which, 0).to(tl.int32)
+    known = tl.where((pick(heights, one) > 0) & (pick(widths, one) > 0), known, 0)
+    scale_y = pick(scales_y, one).to(tl.float64, bitcast=True)
+    scale_x = pick(scales_x, one).to(tl.float64, bitcast=True)
+    n = tl.load(rois + k * 5).to(tl.float64)
+    x1 = tl.load(rois + k * 5 + 1).to(tl.float64) * scale_x
+    y1 = tl.load(rois + k * 5 + 2).to(tl.float64) * scale_y
+    x2 = tl.load(rois + k * 5 + 3).to(tl.float64) * scale_x
+    y2 = tl.load(rois + k * 5 + 4).to(tl.float64) * scale_y
+    nothing = ((x2 - x1) - (x2 - x1)) + ((y2 - y1) - (y2 - y1)) + (x1 - x1) + (y1 - y1)  # 0, or NaN
+    usable = tl.where((nothing == 0) & (n >= 0) & (n < images) & (n == tl.floor(n)), known, 0)
+    image = tl.where(usable == 1, n, -1.0).to(tl.int32)
+    lo = tl.where(usable == 1, tl.load(rois + k * 5 + 2 - along), 0.0)
+    hi = tl.where(usable == 1, tl.load(rois + k * 5 + 4 - along), 0.0)
+    scale = tl.where(along == 0, scale_y, scale_x)
+    length = tl.where(along == 0, pick(heights, one), pick(widths, one))
+    return image, one, lo, hi, scale, length
+
+
+@triton.jit
+def fits_float32(lo, hi, scale, length, ratio):
+    """1 or 0, see ``axis.fits_float32``."""
+    narrow = scale.to(tl.float32)
+    far = tl.maximum(tl.abs(lo * narrow), tl.abs(hi * narrow))
+    return tl.where((far <= MOST_CELLS) & (length <= MOST_CELLS) & (ratio <= MOST_CELLS), 1, 0)
 
 
 @triton.jit(do_not_specialize=["images", "heights", "widths", "scales_y", "scales_x", "ratio", "halvings"])
@@ -173,34 +211,13 @@ def _tables(
     """Grid (K, 2): one axis of one box."""
     k = tl.program_id(0).to(tl.int64)
     along = tl.program_id(1)
-    one = along * 0
-    known = one + 1
-    if LEVELS:
-        which = tl.load(level + k)
-        known = tl.where((which >= 0) & (which < len(heights)), 1, 0)
-        one = tl.where(known == 1, which, 0).to(tl.int32)
-    known = tl.where((pick(heights, one) > 0) & (pick(widths, one) > 0), known, 0)
-    scale_y = pick(scales_y, one).to(tl.float64, bitcast=True)
-    scale_x = pick(scales_x, one).to(tl.float64, bitcast=True)
-
-    # Usable: the image and the map exist, position and size stay finite along both axes.
-    n = tl.load(rois + k * 5).to(tl.float64)
-    x1 = tl.load(rois + k * 5 + 1).to(tl.float64) * scale_x
-    y1 = tl.load(rois + k * 5 + 2).to(tl.float64) * scale_y
-    x2 = tl.load(rois + k * 5 + 3).to(tl.float64) * scale_x
-    y2 = tl.load(rois + k * 5 + 4).to(tl.float64) * scale_y
-    nothing = ((x2 - x1) - (x2 - x1)) + ((y2 - y1) - (y2 - y1)) + (x1 - x1) + (y1 - y1)  # 0, or NaN
-    usable = tl.where((nothing == 0) & (n >= 0) & (n < images) & (n == tl.floor(n)), known, 0)
-    image = tl.where(usable == 1, n, -1.0).to(tl.int32)
+    image, one, lo, hi, scale, length = find_box(
+        rois, level, k, along, images, heights, widths, scales_y, scales_x, LEVELS
+    )
     box = boxes + k * 6 + along * 3
     tl.store(box + 2, tl.where(along == 0, image, one))
-
-    lo = tl.where(usable == 1, tl.load(rois + k * 5 + 2 - along), 0.0)
-    hi = tl.where(usable == 1, tl.load(rois + k * 5 + 4 - along), 0.0)
-    scale = tl.where(along == 0, scale_y, scale_x)
-    length = tl.where(along == 0, pick(heights, one), pick(widths, one))
     count = tl.where(along == 0, PH, PW)
-    live = tl.where(usable == 1, count, 0)
+    live = tl.where(image >= 0, count, 0)
     bins += (k * 2 + along) * (3 * P)
     weight += k * row
     dlo += k * row
@@ -208,10 +225,8 @@ def _tables(
     origin = tl.where(along == 0, 0, split)
     if WIDE:
         fits: tl.constexpr = 0
-    else:  # ``axis.fits_float32``
-        narrow = scale.to(tl.float32)
-        far = tl.maximum(tl.abs(lo * narrow), tl.abs(hi * narrow))
-        fits = tl.where((far <= MOST_CELLS) & (length <= MOST_CELLS) & (ratio <= MOST_CELLS), 1, 0)
+    else:
+        fits = fits_float32(lo, hi, scale, length, ratio)
     if fits == 1:
         _axis(
             lo.to(tl.float32), hi.to(tl.float32), scale.to(tl.float32), count, live, length, ratio, halvings,
