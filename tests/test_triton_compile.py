@@ -1,0 +1,93 @@
+"""What the kernels in Triton compile to, for GPUs that are not there: each as it would be launched.
+
+Registers and shared memory decide how much of a kernel runs at once, and a change of either is to be seen before a GPU
+is. A compiler fuses a multiplication with an addition, which the interpreter never does: in the tables, where a rounding
+decides on which side of a cell's centre or of the border a sample lies, none may be fused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+pytest.importorskip("triton")
+
+TARGETS = ("sm_80", "sm_90", "gfx942")
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+
+class Limits(NamedTuple):
+    """Registers of a thread by target, and as many where sums are float64; bytes of shared memory of a program."""
+
+    registers: tuple[int, int, int]
+    wide: tuple[int, int, int]
+    shared: tuple[int, int, int]
+
+
+SPILLED = 24  # bytes of a thread, at most
+LIMITS = {
+    "tables.tables": Limits((160, 160, 88), (160, 160, 88), (0, 0, 0)),
+    "tables.tables with slopes": Limits((160, 168, 88), (160, 168, 88), (0, 0, 0)),
+    "forward.rows": Limits((96, 96, 104), (0, 0, 0), (5120, 5120, 4096)),
+    "forward.gather": Limits((80, 80, 104), (168, 168, 112), (4096, 4096, 4096)),
+    "backward.mark": Limits((32, 32, 24), (32, 32, 24), (16, 16, 16)),
+    "backward.gather": Limits((128, 128, 80), (168, 168, 112), (8192, 6144, 16384)),
+    "box_grad.sum_slopes": Limits((128, 128, 128), (168, 168, 224), (10240, 10240, 4096)),
+}
+
+
+def build(target: str, cases: list[dict[str, Any]]) -> dict[str, dict[str, list[int]]]:
+    """What ``triton_builds.py`` prints, from a process in which Triton compiles."""
+    program = Path(__file__).parent / "triton_builds.py"
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, program, target, *map(json.dumps, cases)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def check(target: str, *cases: dict[str, Any]) -> set[str]:
+    """Hold all that the cases launch to the table; the kernels' names."""
+    names = set()
+    at = TARGETS.index(target)
+    for case, kernels in build(target, list(cases)).items():
+        for name, (registers, spilled, shared, fused) in kernels.items():
+            limits = LIMITS[name]
+            most = limits.wide if json.loads(case).get("dtype") == "float64" else limits.registers
+            told = f"{name} for {target} of {case}: {registers} registers, {spilled} spilled, {shared} shared"
+            assert registers <= most[at], told
+            assert spilled <= SPILLED, told
+            assert shared <= limits.shared[at], told
+            if name.startswith("tables"):
+                assert fused == 0, told
+            elif name != "backward.mark":  # which counts nothing else
+                assert fused > 0, told
+            names.add(name)
+    return names
+
+
+def test_the_usual_calls() -> None:
+    cases: list[dict[str, Any]] = [{}, {"last": True, "ratio": 0}, {"kind": "integral", "ratio": 0}]
+    assert check("sm_90", *cases) == set(LIMITS)
+
+
+def test_on_amd() -> None:
+    check("gfx942", {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bins", [7, 14])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_configuration(target: str, dtype: str, bins: int) -> None:
+    one = {"dtype": dtype, "bins": bins}
+    rules = [{"kind": kind, "ratio": ratio} for kind, ratio in (("avg", 2), ("avg", 0), ("avg", 20), ("integral", 0))]
+    sizes = [{"maps": maps, "sparse": sparse} for maps, sparse in product((1, 4), (False, True))]
+    check(target, *({**one, "last": last, **rest} for last in (False, True) for rest in [*rules, *sizes]))
