@@ -12,6 +12,9 @@ The tiles of an image are those of all its maps in turn, so that a pyramid takes
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -19,7 +22,7 @@ from torch import Tensor
 
 from ...spec import Pooling
 from .. import operator
-from .blocks import backward_tile, bins_at_once
+from .blocks import Tile, backward_tile, bins_at_once
 from .tables import bins_of, make_tables, pick
 
 WORDS = 2**23  # of bits: images whose tiles have more together are worked through in groups
@@ -49,7 +52,14 @@ def spread(g, matrix, LAST: tl.constexpr):
 
 
 @triton.jit
-def _locate(heights, widths, tile, TY: tl.constexpr, TX: tl.constexpr):
+def lowest_bit(word):
+    """Its place: the exponent of its value as a float. Bit 31 is a negative one."""
+    bit = (word & -word).to(tl.float32)
+    return ((tl.abs(bit).to(tl.int32, bitcast=True) >> 23) & 255) - 127
+
+
+@triton.jit
+def locate(heights, widths, tile, TY: tl.constexpr, TX: tl.constexpr):
     """The map of one of an image's tiles, and the tile's first row and column."""
     level = tile * 0
     start = tile * 0
@@ -70,7 +80,7 @@ def _mark(
     """Grid (images * tiles): the bits of one tile, KB boxes at a time."""
     row = tl.program_id(0).to(tl.int64)
     image = first_image + tl.program_id(0) // tiles
-    level, y0, x0 = _locate(heights, widths, tl.program_id(0) % tiles, TY, TX)
+    level, y0, x0 = locate(heights, widths, tl.program_id(0) % tiles, TY, TX)
     first = words
     stop = tl.zeros_like(words)
     for k0 in range(0, count, KB):
@@ -100,7 +110,7 @@ def _gather(
     real: tl.constexpr = weight.dtype.element_ty
     row = (tl.program_id(0) % rows).to(tl.int64)
     c0 = (tl.program_id(0) // rows).to(tl.int64) * BC
-    level, y0, x0 = _locate(heights, widths, tl.program_id(0) % rows % tiles, TY, TX)
+    level, y0, x0 = locate(heights, widths, tl.program_id(0) % rows % tiles, TY, TX)
     ty = tl.arange(0, TY)
     tx = tl.arange(0, TX)
     c = tl.arange(0, BC).to(OFFSET)
@@ -111,11 +121,8 @@ def _gather(
     while word < stop:
         left = tl.load(bits + row * words + word)
         while left != 0:
-            bit = left & -left
-            left = left ^ bit
-            # The place of the only bit: the exponent of its value as a float. Bit 31 is a negative one.
-            place = ((tl.abs(bit.to(tl.float32)).to(tl.int32, bitcast=True) >> 23) & 255) - 127
-            k = word.to(tl.int64) * 32 + place
+            k = word.to(tl.int64) * 32 + lowest_bit(left)
+            left = left & (left - 1)
             weights = weight + k * line
             for q0 in range(0, PW, QB):
                 q = q0 + tl.arange(0, QB)
@@ -155,6 +162,43 @@ def offset_type(*blocks: int) -> tl.dtype:
     return tl.int64 if max(blocks) >= 2**31 else tl.int32
 
 
+class Marks(NamedTuple):
+    """Which boxes touch the tiles of a group of images, as the head of this file lays it out.
+
+    Attributes:
+        bits: see there.
+        span: likewise.
+        first_image: of the group.
+        words: of bits for each tile.
+        tiles: of one image.
+        rows: tiles of the whole group.
+    """
+
+    bits: Tensor
+    span: Tensor
+    first_image: int
+    words: int
+    tiles: int
+    rows: int
+
+
+def mark_tiles(
+    boxes: Tensor, images: int, heights: Sequence[int], widths: Sequence[int], tile: Tile
+) -> Iterator[Marks]:
+    """As many images at a time as memory for the bits is meant for; ``boxes`` are those of the tables."""
+    count = boxes.shape[0]
+    tiles, words = tile.number(heights, widths), triton.cdiv(count, 32)
+    group = max(1, min(images, WORDS // max(1, tiles * words)))
+    bits = boxes.new_empty(group * tiles, words)
+    span = boxes.new_empty(group * tiles, 2)
+    for first in range(0, images, group):
+        rows = min(group, images - first) * tiles
+        _mark[(rows,)](
+            boxes, bits, span, first, count, words, tiles, heights, widths, TY=tile.height, TX=tile.width, KB=BOXES
+        )
+        yield Marks(bits, span, first, words, tiles, rows)
+
+
 def pool_grad(
     grad: Tensor,
     features: list[Tensor],
@@ -171,23 +215,12 @@ def pool_grad(
     tables = make_tables([each.shape for each in grads], rois, level, spec, real)
     heights, widths = tuple(shapes[2::4]), tuple(shapes[3::4])
     tile = backward_tile(images, channels, heights, widths, grad.device)
-    tiles = tile.number(heights, widths)
-    count = rois.shape[0]
-    words = triton.cdiv(count, 32)
-    group = max(1, min(images, WORDS // max(1, tiles * words)))
-    bits = rois.new_empty(group * tiles, words, dtype=torch.int32)
-    span = rois.new_empty(group * tiles, 2, dtype=torch.int32)
     farthest = max(tile.height * each.stride(2) + tile.channels * each.stride(1) for each in grads)
     offset = offset_type(farthest, tile.channels * grad.stride(1) + grad.shape[3] * grad.stride(3))
-    for first in range(0, images, group):
-        rows = min(group, images - first) * tiles
-        _mark[(rows,)](
-            tables.boxes, bits, span, first, count, words, tiles, heights, widths,
-            TY=tile.height, TX=tile.width, KB=BOXES,
-        )  # fmt: skip
-        _gather[(triton.cdiv(channels, tile.channels) * rows,)](
-            grad, *grad.stride(), tuple(grads), tables.bins, tables.weight, tables.weight.shape[1], bits, span, first,
-            words, tiles, rows, heights, widths, channels,
+    for marks in mark_tiles(tables.boxes, images, heights, widths, tile):
+        _gather[(triton.cdiv(channels, tile.channels) * marks.rows,)](
+            grad, *grad.stride(), tuple(grads), tables.bins, tables.weight, tables.weight.shape[1], *marks, heights,
+            widths, channels,
             PH=spec.output_size[0], PW=spec.output_size[1], P=max(spec.output_size), TY=tile.height, TX=tile.width,
             BC=tile.channels, QB=bins_at_once(spec.output_size[1]), LAST=channels_last, OFFSET=offset,
             num_warps=tile.warps,

@@ -21,6 +21,26 @@ def divide(a, b):
 
 
 @triton.jit
+def place(lo, hi, scale, bins, ratio, RULE: tl.constexpr, ALIGNED: tl.constexpr):
+    """The window of a box along one axis, and whether its length follows the edges."""
+    offset = 0.5 if ALIGNED else 0.0
+    start = lo * scale - offset
+    size = (hi * scale - offset) - start
+    resizes = size == size
+    if RULE == "integral":
+        size = tl.maximum(size, 0.0)
+    elif not ALIGNED:
+        resizes = size > 1.0
+        size = tl.maximum(size, 1.0)
+    bin = divide(size, bins.to(lo.dtype))
+    if RULE == "integral":
+        grid = tl.zeros_like(bin) + 1
+    else:
+        grid = tl.where(ratio > 0, ratio.to(lo.dtype), tl.maximum(tl.ceil(bin), 0.0))
+    return (start, bin, grid), resizes
+
+
+@triton.jit
 def mirrored(window, i):
     """Samples in the bin's order from those by ascending position, or back: those of an inverted box run backwards."""
     _, bin, grid = window

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ...axis import FLOAT_CELLS
 from ...spec import KINDS, Pooling
-from .rules import divide, reach, summed, visited
+from .rules import divide, place, reach, summed, visited
 
 # Two cells that neighbours share, and two more for the rounding of positions of 2**22 cells and beyond.
 SPARE = tl.constexpr(4)
@@ -263,24 +263,9 @@ def _axis(
     TB: tl.constexpr,
 ):
     """With positions in the type of the edges; PB bins and TB of their cells at a time."""
-    offset = 0.5 if ALIGNED else 0.0
-    start = lo * scale - offset
-    size = (hi * scale - offset) - start
-    resizes = size == size
-    if RULE == "integral":
-        size = tl.maximum(size, 0.0)
-    elif not ALIGNED:
-        resizes = size > 1.0
-        size = tl.maximum(size, 1.0)
+    window, resizes = place(lo, hi, scale, count, ratio, RULE, ALIGNED)
+    _, bin, grid = window
     parts = count.to(lo.dtype)
-    bin = divide(size, parts)
-    if RULE == "visit":
-        grid = ratio.to(lo.dtype)
-    elif RULE == "count":
-        grid = tl.where(ratio > 0, ratio.to(lo.dtype), tl.maximum(tl.ceil(bin), 0.0))
-    else:
-        grid = tl.zeros_like(bin) + 1
-    window = (start, bin, grid)
 
     begin = length
     end = tl.zeros_like(length)
