@@ -15,10 +15,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from ...spec import Call, Pooling
+from ...spec import KINDS, Call, Pooling
 from .. import operator, tracing
 
-KINDS = ("avg", "integral")
+SERVED = ("avg", "max", "integral", "cells")
 DEVICES = ("cuda", "xpu")  # PyTorch's names; ROCm is "cuda"
 LEAST = (3, 6)  # of Triton's versions, the one that the oldest PyTorch we take comes with
 NOTE = "not yet run on a GPU: only in Triton's interpreter, and compiled for sm_80, sm_90 and gfx942"
@@ -29,7 +29,7 @@ _INSTALLED = find_spec("triton") is not None
 def why_not(call: Call) -> str:
     """Empty if the kernels can serve this call, else the reason why they cannot."""
     input = call.features[0]
-    if call.spec.kind not in KINDS:
+    if call.spec.kind not in SERVED:
         return f"there is no kernel of kind {call.spec.kind!r} in Triton"
     on_gpu = input.device.type in DEVICES
     if on_gpu and tracing.hides_values(input):  # a graph, which may run on another machine
@@ -75,25 +75,26 @@ def _driven() -> str:
 
 
 class _Kinds(Collection[str]):
-    """``KINDS`` where kernels can run, else none; asked no earlier than when an operator runs on such a device."""
+    """``SERVED`` where kernels can run, else none; asked no earlier than when an operator runs on such a device."""
 
     def __contains__(self, kind: object) -> bool:
-        return kind in KINDS and not unready()
+        return kind in SERVED and not unready()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(() if unready() else KINDS)
+        return iter(() if unready() else SERVED)
 
     def __len__(self) -> int:
-        return 0 if unready() else len(KINDS)
+        return 0 if unready() else len(SERVED)
 
 
 def _pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
-    from . import arguments, forward
+    from . import arguments, forward, maximum
 
     maps = arguments.check_maps(features)
     boxes = arguments.check_boxes([each.shape for each in maps], maps[0], rois, level, spec)
+    serve = maximum.pool if KINDS[spec.kind].maximum else forward.pool
     with _on(maps[0].device):
-        return forward.pool(maps, *boxes)
+        return serve(maps, *boxes)
 
 
 def _pool_grad(
@@ -105,22 +106,26 @@ def _pool_grad(
     level: Tensor | None,
     spec: Pooling,
 ) -> list[Tensor]:
-    from . import arguments, backward
+    from . import arguments, backward, maximum
 
     grad = arguments.check_pooled(grad, rois, shapes[1:2], spec)
     boxes = arguments.check_boxes([shapes[i : i + 4] for i in range(0, len(shapes), 4)], grad, rois, level, spec)
     with _on(grad.device):
-        return backward.pool_grad(grad, [], shapes, channels_last, *boxes)
+        if not KINDS[spec.kind].maximum:
+            return backward.pool_grad(grad, [], shapes, channels_last, *boxes)
+        maps = arguments.check_values(features, grad, shapes)
+        return maximum.pool_grad(grad, maps, shapes, channels_last, *boxes)
 
 
 def _pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
-    from . import arguments, box_grad
+    from . import arguments, box_grad, maximum
 
     maps = arguments.check_maps(features)
     grad = arguments.check_pooled(grad, rois, maps[0].shape[1:2], spec)
     boxes = arguments.check_boxes([each.shape for each in maps], grad, rois, level, spec)
+    serve = maximum.pool_box_grad if KINDS[spec.kind].maximum else box_grad.pool_box_grad
     with _on(grad.device):
-        return box_grad.pool_box_grad(grad, maps, *boxes)
+        return serve(grad, maps, *boxes)
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:

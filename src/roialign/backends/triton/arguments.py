@@ -42,6 +42,17 @@ def check_maps(maps: Sequence[Tensor]) -> list[Tensor]:
     return [first, *rest]
 
 
+def check_values(features: Sequence[Tensor], grad: Tensor, shapes: Sequence[int]) -> list[Tensor]:
+    """The maps again, of these shapes: their values decide where a maximum lies."""
+    maps = check_maps(features)
+    for i, map in enumerate(maps):
+        expected = tuple(shapes[4 * i : 4 * i + 4])
+        if tuple(map.shape) != expected or 4 * len(maps) != len(shapes):
+            raise ValueError(f"features[{i}]: got a tensor of shape {tuple(map.shape)}; expected the shapes {shapes}")
+    _check("features[0]", maps[0], "[N, C, H, W]", 4, (grad.dtype,), grad)
+    return maps
+
+
 def check_pooled(grad: Tensor, rois: Tensor, channels: Sequence[int], spec: Pooling) -> Tensor:
     """The gradient to the pooled values."""
     if grad is None or rois is None:

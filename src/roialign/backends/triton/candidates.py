@@ -1,0 +1,280 @@
+"""Where a bin's maximum can lie: its samples along each axis, or its whole cells, listed on the device.
+
+The rules are those of ``axis.py``; like the tables of ``tables.py`` these are made without fused multiply-adds. Along
+axis ``a`` (0 for y, 1 for x) of box ``k``, bin ``p`` has its candidates in the slots ``slot``, ``slot + 1``, ...::
+
+    begin, end, slot, count = bins[k, a, :, p]     begin <= touched cells < end; count is 0 where the bin is empty
+    begin, end, image or level = boxes[k, a]       as in ``tables.py``
+
+A sample in slot ``s`` is ``near[k, s]`` times the cell ``cell[k, s]`` and ``far[k, s]`` times the next; both are 0
+where it lies outside the map. Where whole cells are pooled, a slot is the cell itself. Slots are in the order of the
+samples, in which the first maximum wins.
+
+Between two cells the map is linear along the axis, so that only the first and the last sample there can be the maximum:
+a bin of more samples than that lists these alone, and all slots of a box fit into twice the map's length and ``SPARE``
+for each bin. A sample may be listed twice, which changes no maximum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...spec import KINDS, Pooling
+from .rules import divide, mirrored, place, position, previous, reach, samples_before
+from .tables import find_box, fits_float32, scale_bits
+
+ALL = tl.constexpr(8)  # samples along an axis that are listed without asking whether fewer would do
+SPARE: int = ALL.value + 4  # and those of two cells that neighbours share
+
+
+class Candidates(NamedTuple):
+    """The tables of K boxes, as the head of this file lays them out; P is the larger of the two output sizes.
+
+    Attributes:
+        bins: int32 ``[K, 2, 4, P]``.
+        boxes: int32 ``[K, 2, 3]``.
+        cell: int32 ``[K, row]``; like all that follow without columns where whole cells are pooled.
+        near: ``[K, row]`` in the type in which is summed.
+        far: likewise.
+        dlo: derivative of the sample's position to the box's lower edge along the axis, in pixels of the image; 0 where
+            moving the sample changes nothing. Empty unless asked for.
+        dhi: the same to the upper edge.
+    """
+
+    bins: Tensor
+    boxes: Tensor
+    cell: Tensor
+    near: Tensor
+    far: Tensor
+    dlo: Tensor
+    dhi: Tensor
+
+
+def make_candidates(
+    shapes: Sequence[Sequence[int]],
+    rois: Tensor,
+    level: Tensor | None,
+    spec: Pooling,
+    dtype: torch.dtype,
+    slopes: bool = False,
+) -> Candidates:
+    """Candidates of a pooling that takes a maximum, see ``tables.make_tables``."""
+    heights, widths = tuple(shape[2] for shape in shapes), tuple(shape[3] for shape in shapes)
+    samples = KINDS[spec.kind].samples
+    slots = [
+        _most_slots(max(lengths), bins, spec.sampling_ratio) if samples else 0
+        for lengths, bins in zip((heights, widths), spec.output_size, strict=True)
+    ]
+    row = sum(slots)
+    if row >= 2**31:
+        raise ValueError(f"features: got maps of {max(heights)} x {max(widths)} cells; expected at most 2**29 an axis")
+    boxes, most = rois.shape[0], max(spec.output_size)
+    near = rois.new_empty(boxes, row, dtype=dtype)
+    made = Candidates(
+        bins=rois.new_empty(boxes, 2, 4, most, dtype=torch.int32),
+        boxes=rois.new_empty(boxes, 2, 3, dtype=torch.int32),
+        cell=rois.new_empty(boxes, row, dtype=torch.int32),
+        near=near,
+        far=torch.empty_like(near),
+        dlo=torch.empty_like(near) if slopes else near[:0],
+        dhi=torch.empty_like(near) if slopes else near[:0],
+    )
+    ratio = spec.sampling_ratio if samples else 0
+    if boxes:
+        _candidates[(boxes, 2)](
+            rois,
+            rois if level is None else level,
+            *made,
+            shapes[0][0],
+            heights,
+            widths,
+            *(tuple(map(scale_bits, spec.scales[along::2])) for along in (0, 1)),
+            ratio,
+            ratio.bit_length() + 1 if ratio else 6,
+            *slots,
+            LEVELS=level is not None,
+            PH=spec.output_size[0],
+            PW=spec.output_size[1],
+            P=most,
+            SAMPLES=samples,
+            ALIGNED=spec.aligned,
+            SLOPES=slopes,
+            WIDE=rois.dtype == torch.float64,
+            PB=min(triton.next_power_of_2(most), 32),
+            TB=8,
+            num_warps=1,
+            enable_fp_fusion=False,
+        )
+    return made
+
+
+def _most_slots(length: int, bins: int, ratio: int) -> int:
+    """Of the samples of one box along an axis of this length."""
+    most = 2 * (length + 2) + SPARE * bins
+    return min(most, ratio * bins) if ratio else most
+
+
+@triton.jit(do_not_specialize=["images", "heights", "widths", "scales_y", "scales_x", "ratio", "halvings"])
+def _candidates(
+    rois, level, bins, boxes, cell, near, far, dlo, dhi, images, heights, widths, scales_y, scales_x, ratio, halvings,
+    slots_y, slots_x, LEVELS: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, P: tl.constexpr, SAMPLES: tl.constexpr,
+    ALIGNED: tl.constexpr, SLOPES: tl.constexpr, WIDE: tl.constexpr, PB: tl.constexpr, TB: tl.constexpr,
+):  # fmt: skip
+    """Grid (K, 2): one axis of one box."""
+    k = tl.program_id(0).to(tl.int64)
+    along = tl.program_id(1)
+    image, one, lo, hi, scale, length = find_box(
+        rois, level, k, along, images, heights, widths, scales_y, scales_x, LEVELS
+    )
+    box = boxes + k * 6 + along * 3
+    tl.store(box + 2, tl.where(along == 0, image, one))
+    count = tl.where(along == 0, PH, PW)
+    live = tl.where(image >= 0, count, 0)
+    bins += (k * 2 + along) * (4 * P)
+    row = k * (slots_y + slots_x)
+    tables = (cell + row, near + row, far + row, dlo + row, dhi + row)
+    origin = tl.where(along == 0, 0, slots_y)
+    stop = tl.where(along == 0, slots_y, slots_y + slots_x)
+    if WIDE:
+        fits: tl.constexpr = 0
+    else:
+        fits = fits_float32(lo, hi, scale, length, ratio)
+    if fits == 1:
+        _axis(
+            lo.to(tl.float32), hi.to(tl.float32), scale.to(tl.float32), count, live, length, ratio, halvings,
+            bins, box, tables, origin, stop, P, SAMPLES, ALIGNED, SLOPES, PB, TB,
+        )  # fmt: skip
+    else:
+        _axis(
+            lo.to(tl.float64), hi.to(tl.float64), scale, count, live, length, ratio, halvings,
+            bins, box, tables, origin, stop, P, SAMPLES, ALIGNED, SLOPES, PB, TB,
+        )  # fmt: skip
+
+
+@triton.jit
+def _axis(
+    lo, hi, scale, count, live, length, ratio, halvings, bins, box, tables, origin, stop,
+    P: tl.constexpr, SAMPLES: tl.constexpr, ALIGNED: tl.constexpr, SLOPES: tl.constexpr, PB: tl.constexpr,
+    TB: tl.constexpr,
+):  # fmt: skip
+    """With positions in the type of the edges; PB bins and TB of their slots at a time."""
+    window, resizes = place(lo, hi, scale, count, ratio, "count", ALIGNED)
+    free = origin
+    begin = length
+    end = tl.zeros_like(length)
+    for p0 in range(0, count, PB):
+        p = p0 + tl.arange(0, PB)
+        pf = p.to(lo.dtype)
+        if SAMPLES:
+            first, taps = reach(window, pf, length, "count")
+            number, edge, every = _list(window, pf, length)
+            number = tl.where(p < live, number, 0)
+            slot = free + tl.cumsum(number) - number
+            free += tl.sum(number)
+            # They fit, and if roundings beyond all measure should bring more, nothing outside is written.
+            kept = tl.minimum(number, tl.maximum(stop - slot, 0))
+        else:
+            first, taps = _whole_cells(lo, hi, scale, count, pf, length)
+            slot = first
+            kept = tl.where(p < live, taps, 0)
+        taps = tl.where(p < live, taps, 0)
+        begin = tl.minimum(begin, tl.min(tl.where(taps > 0, first, length)))
+        end = tl.maximum(end, tl.max(tl.where(taps > 0, first + taps, 0)))
+        tl.store(bins + p, first, mask=p < count)
+        tl.store(bins + P + p, first + taps, mask=p < count)
+        tl.store(bins + 2 * P + p, slot, mask=p < count)
+        tl.store(bins + 3 * P + p, kept, mask=p < count)
+        if SAMPLES:
+            for t0 in range(0, tl.max(kept), TB):
+                t = t0 + tl.arange(0, TB)[None, :]
+                sample = _sample(
+                    window, pf[:, None], t, number[:, None], edge[:, None], every[:, None], length, ratio, halvings
+                )
+                _write(
+                    tables, slot[:, None] + t, t < kept[:, None], window, pf[:, None], sample, count, length, scale,
+                    resizes, SLOPES,
+                )  # fmt: skip
+    tl.store(box, begin)
+    tl.store(box + 1, end)
+
+
+@triton.jit
+def _list(window, p, length):
+    """How many samples the bins p list, the first cell's centre between two of them, and 1 if these are all."""
+    _, _, grid = window
+    far = length.to(grid.dtype)
+    low = position(window, p, tl.zeros_like(p))
+    high = position(window, p, tl.zeros_like(p) + (grid - 1))
+    edge = tl.floor(tl.minimum(tl.maximum(low, -2.0), far)).to(tl.int32) + 1
+    last = tl.floor(tl.minimum(tl.maximum(high, -2.0), far)).to(tl.int32)
+    # The last sample before each centre and the first beyond it, and the bin's own first and last.
+    few = 2 + 2 * tl.maximum(last - edge + 1, 0)
+    most = tl.maximum(few, ALL)
+    samples = tl.zeros_like(p) + grid
+    every = tl.where(samples <= most.to(grid.dtype), 1, 0)
+    number = tl.where(every == 1, tl.minimum(samples, most.to(grid.dtype)).to(tl.int32), few)
+    return number, edge, every
+
+
+@triton.jit
+def _sample(window, p, t, number, edge, every, length, ratio, halvings):
+    """The samples, by ascending position, that the bins p list in their places t."""
+    _, bin, grid = window
+    u = tl.where(bin < 0, number - 1 - t, t)
+    sample = u.to(grid.dtype) + tl.zeros_like(p)
+    if tl.min(every) == 0:
+        last = previous(grid)
+        before = samples_before(window, p, (edge + (u - 1) // 2).to(grid.dtype), length, ratio, halvings)
+        chosen = tl.where(u % 2 == 1, previous(before), before)
+        chosen = tl.where(u == 0, 0.0, tl.where(u >= number - 1, last, chosen))
+        chosen = tl.maximum(tl.minimum(chosen, last), 0.0)
+        sample = tl.where(every == 1, sample, chosen)
+    return sample
+
+
+@triton.jit
+def _write(tables, slot, live, window, p, sample, bins, length, scale, resizes, SLOPES: tl.constexpr):
+    """What the samples weigh and how they move, into their slots."""
+    cell, near, far, dlo, dhi = tables
+    _, _, grid = window
+    at = position(window, p, sample)
+    top = (length - 1).to(at.dtype)
+    inside = (at >= -1.0) & (at <= top + 1)
+    clamped = tl.minimum(tl.maximum(at, 0.0), top)
+    below = tl.floor(clamped)
+    fraction = clamped - below
+    tl.store(cell + slot, below.to(tl.int32), mask=live)
+    tl.store(near + slot, tl.where(inside, 1 - fraction, 0.0).to(near.dtype.element_ty), mask=live)
+    tl.store(far + slot, tl.where(inside, fraction, 0.0).to(far.dtype.element_ty), mask=live)
+    if SLOPES:
+        part = (p + (mirrored(window, sample) + 0.5) / tl.maximum(grid, 1.0)) / bins.to(at.dtype)
+        along = tl.where(resizes, part, 0.0)
+        moves = (at >= 0.0) & (at < top)
+        tl.store(dlo + slot, tl.where(moves, scale * (1 - along), 0.0).to(dlo.dtype.element_ty), mask=live)
+        tl.store(dhi + slot, tl.where(moves, scale * along, 0.0).to(dhi.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def _whole_cells(lo, hi, scale, bins, p, length):
+    """First cell on the map of the bins p of RoIPool, and their number; see ``axis.pool_cells``."""
+    low = _round(lo * scale)
+    size = tl.maximum(_round(hi * scale) - low + 1, 1.0)
+    bin = divide(size, bins.to(lo.dtype))
+    top = length.to(lo.dtype)
+    first = tl.minimum(tl.maximum(tl.floor(p * bin) + low, 0.0), top).to(tl.int32)
+    end = tl.minimum(tl.maximum(tl.ceil((p + 1) * bin) + low, 0.0), top).to(tl.int32)
+    return first, tl.maximum(end - first, 0)
+
+
+@triton.jit
+def _round(value):
+    """Halves away from 0."""
+    whole = tl.where(value < 0, tl.ceil(value), tl.floor(value))
+    away = tl.where(tl.abs(value - whole) >= 0.5, 1.0, 0.0)
+    return whole + tl.where(value < 0, -away, away)

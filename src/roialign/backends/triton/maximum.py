@@ -1,0 +1,371 @@
+"""Poolings that take a maximum: of a bin's samples or of its whole cells. NaN is the greatest of all.
+
+A kernel walks the candidates of a bin in their order and keeps the first maximum, a bin and a channel to a lane. Both
+gradients ask again which one it was, and find it again. That to the boxes is summed on the spot; that to the maps is
+gathered tile by tile as in ``backward.py``, with the winners of some channels at a time in memory::
+
+    winners  int32 [K, PH, PW, 2, C]       slots of the maximum along y and along x; -1 in an empty bin
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...spec import KINDS, Pooling
+from .. import operator
+from .backward import locate, lowest_bit, mark_tiles, offset_type
+from .blocks import backward_tile, bins_at_once, forward_blocks
+from .candidates import Candidates, make_candidates
+from .tables import pick
+
+WINNERS = 2**22  # that are in memory at a time, where fewer channels would do
+CHANNELS = 32  # of a program that sums the gradient to the boxes
+
+
+@triton.jit
+def _bins(bins, k, along: tl.constexpr, p, live, P: tl.constexpr):
+    """First slot and number of candidates of the bins p; 0 where not live."""
+    at = bins + (k * 2 + along) * (4 * P) + p
+    return tl.load(at + 2 * P, mask=live, other=0), tl.load(at + 3 * P, mask=live, other=0)
+
+
+@triton.jit
+def _value(at, sh, sw, near_y, far_y, near_x, far_x, live, real: tl.constexpr):
+    """Samples. A cell of weight 0 is not read: it must not count, whatever it holds."""
+    # As numbers, since a scalar truth cannot meet a block of them in the interpreter.
+    upper = live & (tl.where(near_y != 0, near_x, 0.0) != 0)
+    lower = live & (tl.where(far_y != 0, near_x, 0.0) != 0)
+    left = near_y * tl.load(at, mask=upper, other=0.0).to(real) + far_y * tl.load(at + sh, mask=lower, other=0.0).to(
+        real
+    )
+    upper = live & (tl.where(near_y != 0, far_x, 0.0) != 0)
+    lower = live & (tl.where(far_y != 0, far_x, 0.0) != 0)
+    right = near_y * tl.load(at + sw, mask=upper, other=0.0).to(real) + far_y * tl.load(
+        at + sh + sw, mask=lower, other=0.0
+    ).to(real)
+    return near_x * left + far_x * right
+
+
+@triton.jit
+def _search(
+    maps, sh, sw, c, c_live, cell, near, far, slot_y, count_y, slot_x, count_x, SAMPLES: tl.constexpr,
+    OFFSET: tl.constexpr,
+):  # fmt: skip
+    """The maxima of a row of bins, whose y candidates are scalars, and their slots; 0 and -1 in an empty bin."""
+    real: tl.constexpr = near.dtype.element_ty
+    shape: tl.constexpr = (c + slot_x).shape
+    best = tl.full(shape, float("-inf"), real)
+    top = tl.full(shape, -1, tl.int32)
+    left = tl.full(shape, -1, tl.int32)
+    most = tl.max(count_x)
+    for i in range(count_y):
+        slot = slot_y + i
+        if SAMPLES:
+            y = tl.load(cell + slot)
+            near_y = tl.load(near + slot)
+            far_y = tl.load(far + slot)
+        else:
+            y = slot
+        row = maps + y.to(tl.int64) * sh
+        for j in range(most):
+            real_x = count_x > j
+            live = real_x & c_live
+            if SAMPLES:
+                x = tl.load(cell + slot_x + j, mask=real_x, other=0)
+                near_x = tl.load(near + slot_x + j, mask=real_x, other=0.0)
+                far_x = tl.load(far + slot_x + j, mask=real_x, other=0.0)
+                value = _value(row + (x.to(OFFSET) * sw + c), sh, sw, near_y, far_y, near_x, far_x, live, real)
+            else:
+                x = slot_x + j
+                value = tl.load(row + (x.to(OFFSET) * sw + c), mask=live, other=0.0).to(real)
+            wins = live & ((value > best) | ((value != value) & (best == best)))
+            best = tl.where(wins, value, best)
+            top = tl.where(wins, slot, top)
+            left = tl.where(wins, slot_x + j, left)
+    filled = tl.where(count_y > 0, count_x, 0) > 0
+    # Where all are -inf, the first one.
+    top = tl.where(filled & (top < 0), slot_y, top)
+    left = tl.where(filled & (left < 0), slot_x, left)
+    return tl.where(filled, best, 0.0), top, left
+
+
+@triton.jit
+def _choose(
+    maps, sn, sc, sh, sw, out, on, oc, oh, ow, bins, boxes, cell, near, far, line, channels,
+    PH: tl.constexpr, PW: tl.constexpr, P: tl.constexpr, BC: tl.constexpr, QB: tl.constexpr, SAMPLES: tl.constexpr,
+    LAST: tl.constexpr, WINNERS: tl.constexpr, OFFSET: tl.constexpr,
+):  # fmt: skip
+    """Grid (K * PH * blocks of bins, blocks of channels): a row of bins. The maxima, or their slots."""
+    blocks: tl.constexpr = (PW + QB - 1) // QB
+    k = (tl.program_id(0) // (PH * blocks)).to(tl.int64)
+    p = tl.program_id(0) // blocks % PH
+    q = tl.program_id(0) % blocks * QB + tl.arange(0, QB)
+    c0 = tl.program_id(1).to(tl.int64) * BC
+    c = tl.arange(0, BC)
+    q = q[:, None] if LAST else q[None, :]
+    c = c[None, :] if LAST else c[:, None]
+    c_live = c0 + c < channels
+    c = c.to(OFFSET)
+    image = tl.load(boxes + k * 6 + 2)
+    one = tl.load(boxes + k * 6 + 5)
+    channel = pick(sc, one)
+    base = pick(maps, one) + image.to(tl.int64) * pick(sn, one) + c0 * channel
+    slot_y, count_y = _bins(bins, k, 0, p, True, P)
+    slot_x, count_x = _bins(bins, k, 1, q, q < PW, P)
+    row = k * line
+    best, top, left = _search(
+        base, pick(sh, one), pick(sw, one), c * channel, c_live, cell + row, near + row, far + row, slot_y, count_y,
+        slot_x, count_x, SAMPLES, OFFSET,
+    )  # fmt: skip
+    to = out + k * on + c0 * oc + (c * oc + (p.to(OFFSET) * oh + q.to(OFFSET) * ow))
+    live = c_live & (q < PW)
+    if WINNERS:
+        tl.store(to, top, mask=live)
+        tl.store(to + channels, left, mask=live)
+    else:
+        tl.store(to, tl.where(image < 0, float("nan"), best).to(out.dtype.element_ty), mask=live)
+
+
+@triton.jit(do_not_specialize=["first_image", "words", "tiles", "rows", "heights", "widths", "line"])
+def _gather(
+    grad, gk, gc, gp, gq, winners, grads, bins, cell, near, far, line, bits, span, first_image, words, tiles, rows,
+    heights, widths, channels, all_channels, PH: tl.constexpr, PW: tl.constexpr, P: tl.constexpr, TY: tl.constexpr,
+    TX: tl.constexpr, BC: tl.constexpr, SAMPLES: tl.constexpr, LAST: tl.constexpr, OFFSET: tl.constexpr,
+):  # fmt: skip
+    """Grid (channel blocks * rows), a row being one tile of one image: that tile's gradient, BC channels of it."""
+    real: tl.constexpr = near.dtype.element_ty
+    row = (tl.program_id(0) % rows).to(tl.int64)
+    c0 = (tl.program_id(0) // rows).to(tl.int64) * BC
+    level, y0, x0 = locate(heights, widths, tl.program_id(0) % rows % tiles, TY, TX)
+    # Channels side by side in a warp: what differs by channel then never changes lanes.
+    ty = tl.arange(0, TY)[:, None, None]
+    tx = tl.arange(0, TX)[None, :, None]
+    c = tl.arange(0, BC)[None, None, :]
+    live = c0 + c < channels
+    acc = tl.zeros([TY, TX, BC], real)
+    word = tl.load(span + row * 2)
+    stop = tl.load(span + row * 2 + 1)
+    while word < stop:
+        left = tl.load(bits + row * words + word)
+        while left != 0:
+            k = word.to(tl.int64) * 32 + lowest_bit(left)
+            left = left & (left - 1)
+            slots = k * line
+            of_y = bins + k * (8 * P)
+            of_x = of_y + 4 * P
+            for p in range(PH):
+                if (tl.load(of_y + p) < y0 + TY) & (tl.load(of_y + P + p) > y0):
+                    for q in range(PW):
+                        if (tl.load(of_x + q) < x0 + TX) & (tl.load(of_x + P + q) > x0):
+                            chosen = winners + ((k * PH + p) * PW + q) * (2 * channels) + c0 + c
+                            y = tl.load(chosen, mask=live, other=-1)
+                            x = tl.load(chosen + channels, mask=live, other=-1)
+                            won = live & (y >= 0)
+                            g = grad + k * gk + c0 * gc + p * gp + q * gq + c.to(OFFSET) * gc
+                            g = tl.load(g, mask=won, other=0.0).to(real)
+                            if SAMPLES:
+                                near_y = tl.load(near + slots + y, mask=won, other=0.0)
+                                far_y = tl.load(far + slots + y, mask=won, other=0.0)
+                                near_x = tl.load(near + slots + x, mask=won, other=0.0)
+                                far_x = tl.load(far + slots + x, mask=won, other=0.0)
+                                y = tl.load(cell + slots + y, mask=won, other=0)
+                                x = tl.load(cell + slots + x, mask=won, other=0)
+                                down = y0 + ty - y
+                                across = x0 + tx - x
+                                ay = tl.where(down == 0, near_y, tl.where(down == 1, far_y, 0.0))
+                                ax = tl.where(across == 0, near_x, tl.where(across == 1, far_x, 0.0))
+                                acc += ay * (ax * g)
+                            else:
+                                acc += tl.where((y0 + ty == y) & (x0 + tx == x), g, 0.0)
+        word += 1
+    height = pick(heights, level)
+    width = pick(widths, level)
+    to = pick(grads, level) + (first_image + row // tiles) * all_channels * height * width
+    live = live & (y0 + ty < height) & (x0 + tx < width)
+    if LAST:
+        to += (y0.to(tl.int64) * width + x0) * all_channels + c0
+        to += (ty.to(OFFSET) * width + tx) * all_channels + c
+    else:
+        to += (c0 * height + y0) * width + x0
+        to += (c.to(OFFSET) * height + ty) * width + tx
+    tl.store(to, acc.to(to.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def _cell(at, live, real: tl.constexpr):
+    """Cells, as far as they have a slope: one that is not finite has none."""
+    value = tl.load(at, mask=live, other=0.0).to(real)
+    return tl.where(value - value == 0.0, value, 0.0)
+
+
+@triton.jit
+def _slopes(at, sh, sw, top, left, near, far, dlo, dhi, won, real: tl.constexpr):
+    """Of samples, to x1, y1, x2 and y2."""
+    near_y = tl.load(near + top, mask=won, other=0.0)
+    far_y = tl.load(far + top, mask=won, other=0.0)
+    near_x = tl.load(near + left, mask=won, other=0.0)
+    far_x = tl.load(far + left, mask=won, other=0.0)
+    lo_y = tl.load(dlo + top, mask=won, other=0.0)
+    hi_y = tl.load(dhi + top, mask=won, other=0.0)
+    lo_x = tl.load(dlo + left, mask=won, other=0.0)
+    hi_x = tl.load(dhi + left, mask=won, other=0.0)
+    # The next cell is there where the sample weighs something on it, or moves towards it.
+    below = won & ((far_y != 0) | (lo_y != 0) | (hi_y != 0))
+    beside = won & ((far_x != 0) | (lo_x != 0) | (hi_x != 0))
+    here = _cell(at, won, real)
+    down = _cell(at + sh, below, real)
+    across = _cell(at + sw, beside, real)
+    corner = _cell(at + sh + sw, below & beside, real)
+    along_y = near_x * (down - here) + far_x * (corner - across)
+    along_x = near_y * (across - here) + far_y * (corner - down)
+    return lo_x * along_x, lo_y * along_y, hi_x * along_x, hi_y * along_y
+
+
+@triton.jit(do_not_specialize=["blocks", "line"])
+def _sum_slopes(
+    grad, gk, gc, gp, gq, maps, sn, sc, sh, sw, bins, boxes, cell, near, far, dlo, dhi, sums, blocks, channels, line,
+    PH: tl.constexpr, PW: tl.constexpr, P: tl.constexpr, BC: tl.constexpr, QB: tl.constexpr, LAST: tl.constexpr,
+    OFFSET: tl.constexpr,
+):  # fmt: skip
+    """Grid (K * channel blocks): the gradient to x1, y1, x2, y2 from BC channels."""
+    real: tl.constexpr = near.dtype.element_ty
+    SHAPE: tl.constexpr = [QB, BC] if LAST else [BC, QB]
+    k = (tl.program_id(0) // blocks).to(tl.int64)
+    c0 = (tl.program_id(0) % blocks).to(tl.int64) * BC
+    c = tl.arange(0, BC)
+    c = c[None, :] if LAST else c[:, None]
+    c_live = c0 + c < channels
+    c = c.to(OFFSET)
+    one = tl.load(boxes + k * 6 + 5)
+    down = pick(sh, one)
+    across = pick(sw, one)
+    channel = pick(sc, one)
+    base = pick(maps, one) + tl.load(boxes + k * 6 + 2).to(tl.int64) * pick(sn, one) + c0 * channel
+    cell += k * line
+    near += k * line
+    far += k * line
+    dlo += k * line
+    dhi += k * line
+    x1 = tl.zeros(SHAPE, real)
+    y1 = tl.zeros(SHAPE, real)
+    x2 = tl.zeros(SHAPE, real)
+    y2 = tl.zeros(SHAPE, real)
+    for q0 in range(0, PW, QB):
+        q = q0 + tl.arange(0, QB)
+        q = q[:, None] if LAST else q[None, :]
+        slot_x, count_x = _bins(bins, k, 1, q, q < PW, P)
+        pooled = grad + k * gk + c0 * gc
+        for p in range(PH):
+            slot_y, count_y = _bins(bins, k, 0, p, True, P)
+            _, top, left = _search(
+                base, down, across, c * channel, c_live, cell, near, far, slot_y, count_y, slot_x, count_x, True, OFFSET
+            )
+            won = c_live & (top >= 0)
+            y = tl.load(cell + top, mask=won, other=0).to(tl.int64)
+            x = tl.load(cell + left, mask=won, other=0).to(OFFSET)
+            to_x1, to_y1, to_x2, to_y2 = _slopes(
+                base + y * down + (x * across + c * channel), down, across, top, left, near, far, dlo, dhi, won, real
+            )
+            g = tl.load(pooled + (c * gc + q.to(OFFSET) * gq), mask=won, other=0.0).to(real)
+            x1 += g * to_x1
+            y1 += g * to_y1
+            x2 += g * to_x2
+            y2 += g * to_y2
+            pooled += gp
+    to = sums + tl.program_id(0).to(tl.int64) * 4
+    tl.store(to, tl.sum(x1))
+    tl.store(to + 1, tl.sum(y1))
+    tl.store(to + 2, tl.sum(x2))
+    tl.store(to + 3, tl.sum(y2))
+
+
+def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+    """Forward, see ``operator.Kernels``."""
+    out = operator.make_output(features, rois, spec.output_size)
+    real = torch.promote_types(out.dtype, torch.float32)
+    candidates = make_candidates([each.shape for each in features], rois, level, spec, real)
+    _find(features, candidates, spec, out, winners=False)
+    return out
+
+
+def _find(maps: Sequence[Tensor], candidates: Candidates, spec: Pooling, to: Tensor, winners: bool) -> None:
+    """The maxima, ``[K, C, PH, PW]``, or their slots."""
+    if to.numel() == 0:
+        return
+    height, width = spec.output_size
+    blocks, bins = forward_blocks(to, gathers=True), bins_at_once(width)
+    reach = [blocks.channels * abs(each.stride(1)) + each.shape[3] * abs(each.stride(3)) for each in maps]
+    reach.append(blocks.channels * to.stride(1) + height * to.stride(2) + width * to.stride(3))
+    _choose[(to.shape[0] * height * triton.cdiv(width, bins), triton.cdiv(to.shape[1], blocks.channels))](
+        tuple(maps), *zip(*(each.stride() for each in maps), strict=True), to, *to.stride(), *candidates[:5],
+        candidates.cell.shape[1], to.shape[1],
+        PH=height, PW=width, P=max(height, width), BC=blocks.channels, QB=bins, SAMPLES=KINDS[spec.kind].samples,
+        LAST=all(each.stride(1) == 1 for each in maps), WINNERS=winners, OFFSET=offset_type(*reach),
+        num_warps=blocks.warps, num_stages=1,
+    )  # fmt: skip
+
+
+def pool_grad(
+    grad: Tensor,
+    features: list[Tensor],
+    shapes: list[int],
+    channels_last: bool,
+    rois: Tensor,
+    level: Tensor | None,
+    spec: Pooling,
+) -> list[Tensor]:
+    """Gradient to the maps, see ``operator.Kernels``."""
+    grads = operator.make_gradients(grad, shapes, channels_last)
+    images, all_channels = shapes[:2]
+    real = torch.promote_types(grad.dtype, torch.float32)
+    candidates = make_candidates([each.shape for each in grads], rois, level, spec, real)
+    heights, widths = tuple(shapes[2::4]), tuple(shapes[3::4])
+    tile = backward_tile(images, all_channels, heights, widths, grad.device)
+    height, width = spec.output_size
+    some = max(1, WINNERS // max(1, rois.shape[0] * height * width * tile.channels)) * tile.channels
+    farthest = max(tile.height * each.stride(2) + tile.channels * each.stride(1) for each in grads)
+    offset = offset_type(farthest, tile.channels * grad.stride(1))
+    winners = rois.new_empty(rois.shape[0], height, width, 2, min(some, all_channels), dtype=torch.int32)
+    for c in range(0, all_channels, some):
+        channels = min(some, all_channels - c)
+        winners = winners.flatten()[: winners.numel() // winners.shape[-1] * channels].view(
+            *winners.shape[:-1], channels
+        )
+        maps, part, to = ([each[:, c : c + channels] for each in tensors] for tensors in (features, [grad], grads))
+        _find(maps, candidates, spec, winners[..., 0, :].permute(0, 3, 1, 2), winners=True)
+        for marks in mark_tiles(candidates.boxes, images, heights, widths, tile):
+            _gather[(triton.cdiv(channels, tile.channels) * marks.rows,)](
+                *part, *grad.stride(), winners, tuple(to), candidates.bins, *candidates[2:5], candidates.cell.shape[1],
+                *marks, heights, widths, channels, all_channels,
+                PH=height, PW=width, P=max(height, width), TY=tile.height, TX=tile.width, BC=tile.channels,
+                SAMPLES=KINDS[spec.kind].samples, LAST=channels_last, OFFSET=offset, num_warps=tile.warps,
+            )  # fmt: skip
+    return grads
+
+
+def pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
+    """Gradient to the rois, see ``operator.Kernels``. Whole cells do not follow a box."""
+    count, channels = grad.shape[:2]
+    out = rois.new_zeros(count, 5)
+    if not KINDS[spec.kind].samples:
+        return out
+    real = torch.promote_types(features[0].dtype, torch.float32)
+    candidates = make_candidates([each.shape for each in features], rois, level, spec, real, slopes=True)
+    blocks = triton.cdiv(channels, CHANNELS)
+    sums = grad.new_empty(count, blocks, 4, dtype=real)
+    reach = [CHANNELS * abs(each.stride(1)) + each.shape[3] * abs(each.stride(3)) for each in (*features, grad)]
+    if sums.numel():
+        _sum_slopes[(count * blocks,)](
+            grad, *grad.stride(), tuple(features), *zip(*(each.stride() for each in features), strict=True),
+            *candidates, sums, blocks, channels, candidates.cell.shape[1],
+            PH=spec.output_size[0], PW=spec.output_size[1], P=max(spec.output_size), BC=CHANNELS,
+            QB=bins_at_once(spec.output_size[1]), LAST=all(each.stride(1) == 1 for each in features),
+            OFFSET=offset_type(*reach), num_stages=1,
+        )  # fmt: skip
+    out[:, 1:] = sums.sum(1)
+    return out
