@@ -22,8 +22,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from roialign.backends.triton import backward, blocks, box_grad, forward
-from roialign.spec import Pooling
+from roialign.backends.triton import backward, blocks, box_grad, forward, maximum
+from roialign.spec import KINDS, Pooling
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -65,13 +65,15 @@ def build(case: Case, **options: Any) -> dict[str, Any]:
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **{**kwargs, **options})
         name = f"{self.fn.__module__.split('.')[-1]}.{self.fn.__name__.lstrip('_')}"
-        built[f"{name} with slopes" if kwargs.get("SLOPES") else name] = kernel
+        variant = " with slopes" if kwargs.get("SLOPES") else " of winners" if kwargs.get("WINNERS") else ""
+        built[name + variant] = kernel
 
     run, JITFunction.run = JITFunction.run, compile_only
     try:
-        forward.pool(maps, rois, level, spec)
-        backward.pool_grad(grad, [], shapes, case.last, rois, level, spec)
-        box_grad.pool_box_grad(grad, maps, rois, level, spec)
+        by = [maximum] * 3 if KINDS[case.kind].maximum else [forward, backward, box_grad]
+        by[0].pool(maps, rois, level, spec)
+        by[1].pool_grad(grad, maps, shapes, case.last, rois, level, spec)
+        by[2].pool_box_grad(grad, maps, rois, level, spec)
     finally:
         JITFunction.run = run
     return built
