@@ -177,6 +177,23 @@ def test_the_same_bits_whoever_works(monkeypatch: pytest.MonkeyPatch) -> None:
             assert torch.equal(gradient(), first), (name, value)
 
 
+def test_deterministic_mode_needs_nothing() -> None:
+    """PyTorch then fills new memory with NaN: no number is left unwritten, and none that is unwritten is read."""
+    maps = make_maps((9, 19), (5, 10))
+    rois, level = make_rois()[:4], torch.tensor([0, 1, 0, 1], device=DEVICE)
+    spec = Pooling("avg", (2, 3), (0.5, 0.4, 0.25, 0.2), 0)
+    grad = output_grad(maps, rois, spec)
+    grads, boxes = kernel_gradients(maps, rois, level, spec, grad)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert bool(torch.empty(3).isnan().all())
+        filled, boxes_filled = kernel_gradients(maps, rois, level, spec, grad)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(map(torch.equal, grads, filled))
+    assert torch.equal(boxes, boxes_filled)
+
+
 BAD = [
     (-1, 0, 0, 4, 4),
     (2, 0, 0, 4, 4),
