@@ -181,7 +181,7 @@ def test_deterministic_mode_needs_nothing() -> None:
     """PyTorch then fills new memory with NaN: no number is left unwritten, and none that is unwritten is read."""
     maps = make_maps((9, 19), (5, 10))
     rois, level = make_rois()[:4], torch.tensor([0, 1, 0, 1], device=DEVICE)
-    spec = Pooling("avg", (2, 3), (0.5, 0.4, 0.25, 0.2), 0)
+    spec = Pooling("avg", (2, 3), (0.5, 0.4, 0.25, 0.2), 1)
     grad = output_grad(maps, rois, spec)
     grads, boxes = kernel_gradients(maps, rois, level, spec, grad)
     torch.use_deterministic_algorithms(True)
