@@ -18,8 +18,14 @@ core: .venv/ready
 	@$(BIN)/python -m cmake --build build/core --target _core
 	@$(BIN)/python -m cmake --install build/core --prefix "$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('platlib'))")" >/dev/null
 
+# Triton's interpreter runs the GPU's kernels on the CPU if this is set before Triton is imported. It is slow, and many
+# times slower where coverage watches it: few tests, unwatched.
+INTERPRETED := TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 --no-cov -m "not slow" \
+	-k "test_triton or (triton and (by_hand or agree))"
+
 test: core # what a change needs
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(INTERPRETED) tests/test_triton*.py tests/test_backends.py tests/test_roi_align.py tests/test_other_pools.py
 
 test-all: core # the rest: whole detectors, long work
 	$(BIN)/python -m pytest -n 2 -m slow

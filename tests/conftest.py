@@ -22,12 +22,15 @@ collect_ignore = ["mutants.py"]  # a program, for Linux
 CACHE = Path(__file__).parents[1] / "build" / "inductor" / torch.backends.cpu.get_cpu_capability().lower()
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
 
+# Triton's interpreter runs the GPU's kernels on a CPU, slowly. ``make test`` has a run of its own for it.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
 READY = [name for name, status in roialign.backends.available().items() if status.ready]
 
 hypothesis.settings.register_profile(
     "roialign",
     deadline=None,
-    max_examples=60,
+    max_examples=4 if INTERPRETED else 60,
     derandomize=bool(os.environ.get("CI")),
     # The backend stays the same for all examples of one test.
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],

@@ -91,7 +91,7 @@ def _rows(
         ax = tl.load(weight + (slot_x[None, :] + t_x), mask=touched, other=0.0)
         acc = tl.dot(strip, ax, acc, input_precision="ieee")
     # The product spreads what is not finite over all bins, as 0 times infinity is no number. Then once more.
-    if tl.max(tl.where(acc - acc == 0, 0, 1)) > 0:
+    if tl.max(tl.where(tl.abs(acc) < float("inf"), 0, 1)) > 0:
         acc = _gathered(
             base, sh, sw, c * sc, c_live, weight, first_y, taps_y, slot_y, first_x.to(OFFSET), taps_x, slot_x, False
         )
