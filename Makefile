@@ -21,7 +21,7 @@ core: .venv/ready
 # Triton's interpreter runs the GPU's kernels on the CPU if this is set before Triton is imported. It is slow, and many
 # times slower where coverage watches it: few tests, unwatched.
 INTERPRETED := TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 --no-cov -m "not slow" \
-	-k "test_triton or (triton and (by_hand or agree))"
+	-k "(test_triton and not compile) or (triton and (by_hand or agree))"
 
 test: core # what a change needs
 	$(BIN)/python -m pytest -n 2 -m "not slow"
