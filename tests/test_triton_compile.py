@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("triton")
 
 TARGETS = ("sm_80", "sm_90", "gfx942")
-PLACES = ("tables", "candidates")  # files whose kernels place samples
+PLACES = ("tables", "candidates", "maximum.choose", "maximum.sum_slopes")  # which place samples or choose among them
 CONTRACTS = ("forward", "backward.gather", "box_grad")  # and those that have much to fuse
 
 

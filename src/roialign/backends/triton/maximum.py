@@ -25,6 +25,8 @@ from .tables import pick
 
 WINNERS = 2**22  # that are in memory at a time, where fewer channels would do
 CHANNELS = 32  # of a program that sums the gradient to the boxes
+# Where samples all but coincide a rounding decides: it must be the same in each kernel that looks for the maximum.
+UNFUSED = {"enable_fp_fusion": False, "num_stages": 1}
 
 
 @triton.jit
@@ -35,20 +37,12 @@ def _bins(bins, k, along: tl.constexpr, p, live, P: tl.constexpr):
 
 
 @triton.jit
-def _value(at, sh, sw, near_y, far_y, near_x, far_x, live, real: tl.constexpr):
-    """Samples. A cell of weight 0 is not read: it must not count, whatever it holds."""
-    # As numbers, since a scalar truth cannot meet a block of them in the interpreter.
-    upper = live & (tl.where(near_y != 0, near_x, 0.0) != 0)
-    lower = live & (tl.where(far_y != 0, near_x, 0.0) != 0)
-    left = near_y * tl.load(at, mask=upper, other=0.0).to(real) + far_y * tl.load(at + sh, mask=lower, other=0.0).to(
-        real
-    )
-    upper = live & (tl.where(near_y != 0, far_x, 0.0) != 0)
-    lower = live & (tl.where(far_y != 0, far_x, 0.0) != 0)
-    right = near_y * tl.load(at + sw, mask=upper, other=0.0).to(real) + far_y * tl.load(
-        at + sh + sw, mask=lower, other=0.0
-    ).to(real)
-    return near_x * left + far_x * right
+def _column(at, sh, near_y, far_y, weight, live, real: tl.constexpr):
+    """Two cells, one below the other, of a column of this weight. One of weight 0 must not count, whatever it holds."""
+    # Weights are compared as blocks, since a scalar truth cannot meet a block of them in the interpreter.
+    upper = tl.load(at, mask=live & (tl.where(near_y != 0, weight, 0.0) != 0), other=0.0)
+    lower = tl.load(at + sh, mask=live & (tl.where(far_y != 0, weight, 0.0) != 0), other=0.0)
+    return near_y * upper.to(real) + far_y * lower.to(real)
 
 
 @triton.jit
@@ -79,7 +73,9 @@ def _search(
                 x = tl.load(cell + slot_x + j, mask=real_x, other=0)
                 near_x = tl.load(near + slot_x + j, mask=real_x, other=0.0)
                 far_x = tl.load(far + slot_x + j, mask=real_x, other=0.0)
-                value = _value(row + (x.to(OFFSET) * sw + c), sh, sw, near_y, far_y, near_x, far_x, live, real)
+                at = row + (x.to(OFFSET) * sw + c)
+                value = near_x * _column(at, sh, near_y, far_y, near_x, live, real)
+                value += far_x * _column(at + sw, sh, near_y, far_y, far_x, live, real)
             else:
                 x = slot_x + j
                 value = tl.load(row + (x.to(OFFSET) * sw + c), mask=live, other=0.0).to(real)
@@ -306,7 +302,7 @@ def _find(maps: Sequence[Tensor], candidates: Candidates, spec: Pooling, to: Ten
         candidates.cell.shape[1], to.shape[1],
         PH=height, PW=width, P=max(height, width), BC=blocks.channels, QB=bins, SAMPLES=KINDS[spec.kind].samples,
         LAST=all(each.stride(1) == 1 for each in maps), WINNERS=winners, OFFSET=offset_type(*reach),
-        num_warps=blocks.warps, num_stages=1,
+        num_warps=blocks.warps, **UNFUSED,
     )  # fmt: skip
 
 
@@ -365,7 +361,7 @@ def pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Ten
             *candidates, sums, blocks, channels, candidates.cell.shape[1],
             PH=spec.output_size[0], PW=spec.output_size[1], P=max(spec.output_size), BC=CHANNELS,
             QB=bins_at_once(spec.output_size[1]), LAST=all(each.stride(1) == 1 for each in features),
-            OFFSET=offset_type(*reach), num_stages=1,
+            OFFSET=offset_type(*reach), **UNFUSED,
         )  # fmt: skip
     out[:, 1:] = sums.sum(1)
     return out
