@@ -111,9 +111,11 @@ def test_float64(name: str, layout: str) -> None:
     assert_gradients([input.contiguous(memory_format=LAYOUTS[layout])], rois, None, POOLINGS[name])
 
 
-def test_half_precision() -> None:
-    (input,) = make_maps((9, 19), dtype=torch.float16)
-    assert_gradients([input], make_rois(), None, POOLINGS["fixed"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_half_precision_and_more_channels_than_one_block(layout: str) -> None:
+    (input,) = make_maps((9, 19), channels=37, dtype=torch.float16)
+    input = input.contiguous(memory_format=LAYOUTS[layout])
+    assert_gradients([input], make_rois()[:4], None, POOLINGS["fixed aligned"])
 
 
 def test_half_precision_is_summed_in_float32() -> None:
@@ -321,7 +323,6 @@ def test_numerical_differences(kind: str) -> None:
         assert torch.autograd.gradcheck(pool, (input[:1].requires_grad_(), box.requires_grad_()))
 
 
-@pytest.mark.slow
 def test_offsets_beyond_31_bits() -> None:
     """Channels so far apart that a block of them spans 2**31 numbers; the memory between is never touched."""
     far = 2**26
