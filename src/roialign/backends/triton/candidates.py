@@ -120,7 +120,11 @@ def _most_slots(length: int, bins: int, ratio: int) -> int:
     return min(most, ratio * bins) if ratio else most
 
 
-@triton.jit(do_not_specialize=["images", "heights", "widths", "scales_y", "scales_x", "ratio", "halvings"])
+@triton.jit(
+    do_not_specialize=[
+        "images", "heights", "widths", "scales_y", "scales_x", "ratio", "halvings", "slots_y", "slots_x"
+    ]
+)  # fmt: skip
 def _candidates(
     rois, level, bins, boxes, cell, near, far, dlo, dhi, images, heights, widths, scales_y, scales_x, ratio, halvings,
     slots_y, slots_x, LEVELS: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, P: tl.constexpr, SAMPLES: tl.constexpr,

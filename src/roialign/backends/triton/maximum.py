@@ -90,7 +90,7 @@ def _search(
     return tl.where(filled, best, 0.0), top, left
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["line"])
 def _choose(
     maps, sn, sc, sh, sw, out, on, oc, oh, ow, bins, boxes, cell, near, far, line, channels,
     PH: tl.constexpr, PW: tl.constexpr, P: tl.constexpr, BC: tl.constexpr, QB: tl.constexpr, SAMPLES: tl.constexpr,
