@@ -48,9 +48,10 @@ def main(
     """Show what a change did to our time relative to each other implementation's in the same run."""
     first, second = Report.load(before), Report.load(after)
     console = Console()
-    for key in ("cpu", "threads", "instruction_set", "versions"):
-        if first.machine[key] != second.machine[key]:
-            console.print(f"{key} differs: {first.machine[key]}, {second.machine[key]}", style="yellow", soft_wrap=True)
+    for key in ("device", "cpu", "threads", "instruction_set", "versions"):
+        one, other = (report.machine.get(key) for report in (first, second))
+        if one != other:
+            console.print(f"{key} differs: {one}, {other}", style="yellow", soft_wrap=True)
     rows = compare(first, second)
     if not rows:
         raise typer.BadParameter("the two reports have no workload, direction and implementation in common")

@@ -11,8 +11,8 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import roialign
+from roialign import backends
 from roialign.samples import load_photo
 
+from .device import CPU, Device
+from .peers import TRITON
 from .report import Timing, _duration, machine
 from .runner import Contender, take_turns, use_threads
 from .workloads import SEED
@@ -91,7 +94,12 @@ class ModelResult:
 
 
 def run_models(
-    models: Sequence[str], parts: Sequence[str], console: Console, threads: int | None = None, budget: float = 5
+    models: Sequence[str],
+    parts: Sequence[str],
+    console: Console,
+    threads: int | None = None,
+    budget: float = 5,
+    device: Device = CPU,
 ) -> tuple[dict[str, Any], list[ModelResult]]:
     """Time what is named, or everything; the machine and the results.
 
@@ -111,16 +119,16 @@ def run_models(
         task = progress.add_task("", total=len(pairs))
         for model, part in pairs:
             progress.update(task, description=f"{model} {part}")
-            results.append(measure_model(model, part, count, budget))
+            results.append(measure_model(model, part, count, budget, device))
             progress.advance(task)
-    return machine(count, budget), results
+    return machine(count, budget, device.about()), results
 
 
-def measure_model(name: str, part: str, threads: int, budget: float) -> ModelResult:
+def measure_model(name: str, part: str, threads: int, budget: float, device: Device = CPU) -> ModelResult:
     """Check that both ways agree, profile each once, then time them in turns."""
     torch.manual_seed(SEED)
-    model = MODELS[name]()
-    call = _inference(model) if part == "inference" else _training_step(model)
+    model = MODELS[name]().to(device.device)
+    call = (_inference if part == "inference" else _training_step)(model, device.device)
     state = {key: value.clone() for key, value in model.state_dict().items()}
 
     def contender(label: str, way: Callable[[], AbstractContextManager[Any]]) -> Contender:
@@ -129,23 +137,39 @@ def measure_model(name: str, part: str, threads: int, budget: float) -> ModelRes
             with way():
                 return call()
 
-        return Contender(label, in_its_way, threads)
+        return Contender(label, in_its_way, threads, device)
 
-    before, after = contender("before", nullcontext), contender("after", roialign.accelerate)
+    ours = roialign.accelerate if device is CPU else _all_ours
+    before, after = contender("before", nullcontext), contender("after", ours)
     shares, answers = [], []
     for each in (before, after):
         model.load_state_dict(state)  # the statistics of normalisations
         answers.append(each.answer())
-        shares.append(pooling_share(each.call))
+        shares.append(pooling_share(each.call, device))
     deviation = _deviation(*answers)
     if deviation > TOLERANCE:
         raise RuntimeError(f"{name}, {part}: differs by {deviation:.1e} with roialign.accelerate()")
     take_turns([before, after], budget)
-    return ModelResult(name, part, Timing(before.samples), Timing(after.samples, deviation), *shares)
+    after.deviation = deviation
+    return ModelResult(name, part, before.timing(), after.timing(), *shares)
 
 
-def pooling_share(call: Callable[[], object]) -> float:
-    """Which part of a call's time is spent in torchvision's pooling operators, whoever's kernels they run."""
+@contextmanager
+def _all_ours() -> Iterator[None]:
+    """Accelerated, and our kernels serve all calls: also those that are left to torchvision, to find out."""
+    with ExitStack() as stack:
+        stack.enter_context(roialign.accelerate())
+        stack.enter_context(backends.use(TRITON.backend))
+        yield
+
+
+def pooling_share(call: Callable[[], object], device: Device = CPU) -> float:
+    """Which part of a call's time is spent in torchvision's pooling operators, whoever's kernels they run.
+
+    On a GPU: of the time that its kernels take.
+    """
+    if device is not CPU:
+        return _pooling_share_of_kernels(call, device)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes to stderr, across the progress bar, though not used
     with torch.autograd.profiler.profile(use_kineto=False) as profile:
         start = time.perf_counter()
@@ -155,6 +179,16 @@ def pooling_share(call: Callable[[], object]) -> float:
     outermost = [it for it in profile.function_events if it.cpu_parent is None or it.cpu_parent.name not in POOLING]
     microseconds = sum(float(it.cpu_time_total) for it in outermost if it.name in POOLING)
     return 1e-6 * microseconds / seconds
+
+
+def _pooling_share_of_kernels(call: Callable[[], object], device: Device) -> float:
+    activities = torch.profiler.supported_activities()
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+    events = [it for it in profile.events() or () if it.device_type.name == "CPU"]
+    outermost = [it for it in events if it.cpu_parent is None or it.cpu_parent.name not in POOLING]
+    pooling = sum(float(it.device_time_total) for it in outermost if it.name in POOLING)
+    return pooling / sum(float(it.self_device_time_total) for it in events)
 
 
 def print_models(about: dict[str, Any], results: Sequence[ModelResult], console: Console) -> None:
@@ -170,6 +204,8 @@ def print_models(about: dict[str, Any], results: Sequence[ModelResult], console:
         table.add_row(it.model, it.part, *times, f"{it.share_before:.0%}", f"{it.share_after:.0%}")
     console.print(table)
     console.print("Medians of a call; speed-up: median over rounds. Pooling: its share of the time, by the profiler.")
+    if about["device"] != "cpu":
+        console.print(about["device"], soft_wrap=True)
     console.print("{cpu}, {cores} cores, {threads} threads, {instruction_set}, {date}".format(**about), soft_wrap=True)
 
 
@@ -179,8 +215,8 @@ def save_models(about: dict[str, Any], results: Sequence[ModelResult], path: Pat
     path.write_text(json.dumps({"machine": about, "results": rows}, indent=1) + "\n")
 
 
-def _inference(model: nn.Module) -> Callable[[], tuple[Tensor, ...]]:
-    image, _ = load_photo()
+def _inference(model: nn.Module, device: torch.device) -> Callable[[], tuple[Tensor, ...]]:
+    image = load_photo()[0].to(device)
     model.eval()
 
     def call() -> tuple[Tensor, ...]:
@@ -190,12 +226,16 @@ def _inference(model: nn.Module) -> Callable[[], tuple[Tensor, ...]]:
     return call
 
 
-def _training_step(model: nn.Module) -> Callable[[], tuple[Tensor, ...]]:
-    image, boxes = load_photo()
-    columns, rows = torch.arange(image.shape[2]), torch.arange(image.shape[1])
+def _training_step(model: nn.Module, device: torch.device) -> Callable[[], tuple[Tensor, ...]]:
+    image, boxes = (it.to(device) for it in load_photo())
+    columns, rows = (torch.arange(length, device=device) for length in (image.shape[2], image.shape[1]))
     x1, y1, x2, y2 = (edge[:, None] for edge in boxes.unbind(1))
     inside = ((rows >= y1) & (rows < y2))[:, :, None] & ((columns >= x1) & (columns < x2))[:, None, :]
-    target = {"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64), "masks": inside.to(torch.uint8)}
+    target = {
+        "boxes": boxes,
+        "labels": torch.ones(len(boxes), dtype=torch.int64, device=device),
+        "masks": inside.to(torch.uint8),
+    }
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -18,14 +17,25 @@ from roialign.backends import native, operator
 from roialign.boxes import fpn_levels
 from roialign.spec import Pooling
 
-from .directions import Mode
-from .workloads import Case, Workload
+from .directions import EXTRA_DTYPES, Mode
+from .workloads import Case, Workload, strides_log2
 
 Call = Callable[[], tuple[Tensor, ...]]
 Pool = Callable[[list[Tensor], Tensor], Tensor]
 
 EVERYTHING = frozenset(
-    {"forward", "backward", "channels_last", "float16", "bfloat16", "pyramid", "box_gradient", "reuse_output"}
+    {
+        "forward",
+        "backward",
+        "channels_last",
+        "float16",
+        "bfloat16",
+        "pyramid",
+        "box_gradient",
+        "reuse_output",
+        "deterministic",
+        "gpu",
+    }
 )
 
 
@@ -61,6 +71,10 @@ class TorchPeer(Peer):
 
     def prepare(self, case: Case) -> Call:
         """As the mode says."""
+        call = self._prepare(case)
+        return _deterministically(call) if case.mode.deterministic else call
+
+    def _prepare(self, case: Case) -> Call:
         pool, maps, rois = self.pool(case.workload), case.maps, case.rois
         if case.mode.part == "forward":
             return lambda: (pool(maps, rois),)
@@ -93,6 +107,24 @@ class Ours(TorchPeer):
         return _into_one_output(case) if case.mode.reuse_output else super().prepare(case)
 
 
+class OurTriton(Ours):
+    """Our kernels on a GPU, also for calls that we leave to torchvision: to find out who is faster."""
+
+    can = EVERYTHING - {"reuse_output"}
+    backend = "triton"
+
+
+class AsServed(Ours):
+    """On a GPU: whoever of our backends serves a call there."""
+
+    name = "as served"
+    can = EVERYTHING - {"reuse_output"}
+
+    def why_not(self, workload: Workload, mode: Mode) -> str:
+        """On a CPU that is us."""
+        return super().why_not(workload, mode) if mode.device != "cpu" else "that is what is timed"
+
+
 class Reference(Ours):
     """Our specification in plain PyTorch: the truth, and slow."""
 
@@ -106,7 +138,7 @@ class Torchvision(TorchPeer):
     """``torchvision.ops``."""
 
     name = "torchvision"
-    can = frozenset({"forward", "backward", "channels_last", "float16", "pyramid"})
+    can = frozenset({"forward", "backward", "channels_last", "float16", "pyramid", "deterministic", "gpu"})
     packages = ("torchvision",)
 
     def pool(self, workload: Workload) -> Pool:
@@ -114,6 +146,29 @@ class Torchvision(TorchPeer):
         pool = _pool_with(importlib.import_module("torchvision.ops"), workload)
         # It wants the boxes in the map's dtype.
         return lambda maps, rois: pool(maps, rois.to(maps[0].dtype))
+
+
+class Autocast(Torchvision):
+    """torchvision on half precision as models call it: within autocast it pools in float32."""
+
+    name = "torchvision, autocast"
+    can = Torchvision.can | {"bfloat16"}
+
+    def why_not(self, workload: Workload, mode: Mode) -> str:
+        """It is another only in half precision, which a CPU is not asked for."""
+        if mode.device == "cpu" or mode.dtype not in EXTRA_DTYPES:
+            return "autocast changes nothing here"
+        return super().why_not(workload, mode)
+
+    def pool(self, workload: Workload) -> Pool:
+        """The same in autocast."""
+        pool = _pool_with(importlib.import_module("torchvision.ops"), workload)
+
+        def in_autocast(maps: list[Tensor], rois: Tensor) -> Tensor:
+            with torch.autocast(maps[0].device.type, maps[0].dtype):
+                return pool(maps, rois)
+
+        return in_autocast
 
 
 class OnnxRuntime(Peer):
@@ -185,8 +240,27 @@ class OpenVino(Peer):
         return lambda: (torch.from_numpy(request.infer(arrays, share_inputs=True, share_outputs=True)[0]),)
 
 
-OURS = Ours()
-PEERS: dict[str, Peer] = {peer.name: peer for peer in (Torchvision(), OnnxRuntime(), OpenVino(), Reference())}
+OURS, TRITON = Ours(), OurTriton()
+PEERS: dict[str, Peer] = {
+    peer.name: peer for peer in (Torchvision(), Autocast(), AsServed(), OnnxRuntime(), OpenVino(), Reference())
+}
+
+
+def ours_on(device: str) -> Ours:
+    """What is timed as ours."""
+    return OURS if device == "cpu" else TRITON
+
+
+def _deterministically(call: Call) -> Call:
+    def in_mode() -> tuple[Tensor, ...]:
+        before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True)
+        try:
+            return call()
+        finally:
+            torch.use_deterministic_algorithms(before)
+
+    return in_mode
 
 
 def _pool_with(library: Any, workload: Workload) -> Pool:
@@ -207,7 +281,7 @@ def _into_one_output(case: Case) -> Call:
     scales = [1 / stride for _, _, stride in workload.maps for _ in "yx"]
     level = None
     if len(maps) > 1:
-        level = fpn_levels([rois[:, 1:]], [int(math.log2(stride)) for _, _, stride in workload.maps], 224, 4)
+        level = fpn_levels([rois[:, 1:]], strides_log2(workload), 224, 4)
     spec = Pooling("avg", size, scales, workload.ratio, workload.aligned)
     out = operator.make_output(maps, rois, size)
     return lambda: (native.pool_into(out, maps, rois, level, spec),)

@@ -21,23 +21,25 @@ from rich.table import Table
 
 from roialign import backends
 
-FLOOR, PLAIN_FLOOR = "floor", "plain floor"
-FLOORS = (FLOOR, PLAIN_FLOOR)  # with huge pages, and with pages as PyTorch gets them
+FLOOR, PLAIN_FLOOR, ROOFLINE = "floor", "plain floor", "roofline"
+FLOORS = (FLOOR, PLAIN_FLOOR, ROOFLINE)  # with huge pages, with pages as PyTorch gets them; of a GPU's memory
 PACKAGES = ("roialign", "torch", "torchvision", "onnxruntime", "openvino")
 
 
 LEGEND = (
     "Medians of a call; x: how many times as long as roialign the other takes, but at the floors, how many times as "
-    "long as the floor roialign takes. Mean and worst: of the six workloads; (n): of only n of them."
+    "long as the floor roialign takes; roofline: the least that the memory needs, and its share of our time. "
+    "Mean and worst: of the six workloads; (n): of only n of them."
 )
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call of each sample; the difference from our result, by its largest value."""
+    """Seconds per call of each sample; the difference from our result, by its largest value; bytes taken at most."""
 
     samples: list[float]
     deviation: float | None = None
+    peak: int | None = None
 
     @property
     def median(self) -> float:
@@ -124,7 +126,7 @@ def rivals(results: Sequence[Result]) -> list[str]:
     return sorted(names, key=lambda name: name in FLOORS)
 
 
-def machine(threads: int, budget: float) -> dict[str, Any]:
+def machine(threads: int, budget: float, device: str = "cpu") -> dict[str, Any]:
     """What the numbers depend on."""
     model = platform.processor() or platform.machine()
     if (cpuinfo := Path("/proc/cpuinfo")).is_file():
@@ -138,6 +140,7 @@ def machine(threads: int, budget: float) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
+        "device": device,
         "cpu": model,
         "cores": len(affinity(0)) if affinity else os.cpu_count(),
         "threads": threads,
@@ -178,13 +181,24 @@ def print_report(report: Report, console: Console) -> None:
                 cells = [_summary_cell(summary.get(name), key) for name in names]
                 table.add_row(label, "", *cells, style="bold")
         console.print(table)
+        _print_peaks(results, names, console)
         for result in results:
             for name, reason in result.refused.items():
                 console.print(f"{result.workload}: {name} not timed: it {reason}", style="yellow", soft_wrap=True)
     console.print(LEGEND, soft_wrap=True)
     versions = ", ".join(f"{name} {version}" for name, version in report.machine["versions"].items())
     about = "{cpu}, {cores} cores, {threads} threads, {instruction_set}, {date}".format(**report.machine)
-    console.print(f"{about}\n{versions}", soft_wrap=True, highlight=False)
+    where = "" if report.machine["device"] == "cpu" else f"{report.machine['device']}; "
+    console.print(f"{where}{about}\n{versions}", soft_wrap=True, highlight=False)
+
+
+def _print_peaks(results: Sequence[Result], names: Sequence[str], console: Console) -> None:
+    """What the calls take of a device's memory, where it was counted."""
+    for result in results:
+        timings = {"roialign": result.ours, **{name: result.others[name] for name in names if name in result.others}}
+        peaks = [f"{name} {it.peak / 1e6:.3g} MB" for name, it in timings.items() if it.peak is not None]
+        if peaks:
+            console.print(f"{result.workload}, memory of a call: {', '.join(peaks)}", soft_wrap=True, highlight=False)
 
 
 def _cell(result: Result, name: str) -> str:
@@ -207,4 +221,6 @@ def _duration(seconds: float) -> str:
 
 def _times(name: str, ratio: float) -> str:
     """The floor is a part of our time; it is shown the other way round, as how far above it we are."""
+    if name == ROOFLINE:
+        return f"{ratio:.0%}"
     return f"{1 / ratio if name in FLOORS else ratio:.3g}x"

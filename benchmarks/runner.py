@@ -16,16 +16,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
-from .directions import DIRECTIONS, Direction, Mode
-from .peers import OURS, PEERS, Call, Peer
-from .report import FLOOR, PLAIN_FLOOR, Report, Result, Timing, machine
+from . import roofline
+from .device import CPU, Cpu, Device
+from .directions import Direction, Mode, directions_on
+from .peers import PEERS, Call, Peer, ours_on
+from .report import FLOOR, PLAIN_FLOOR, ROOFLINE, Report, Result, Timing, machine
 from .workloads import Case, Workload, make_case, select
 
 # Largest difference between two implementations, by the largest magnitude of our result.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
-SAMPLE = 2e-3  # seconds: a shorter call is repeated within a sample, so that the clock does not matter
-PAUSE = 2e-3  # seconds before a sample, in which the threads of whoever came before stop spinning
 ROUNDS = (3, 101)  # at least and at most, whatever the budget
 
 
@@ -36,6 +36,8 @@ class Contender:
     name: str
     call: Call
     threads: int
+    device: Device = CPU
+    back_to_back: bool = False
     repeat: int = 1  # calls in a sample
     deviation: float | None = None  # from us; None where there is nothing to compare
     samples: list[float] = field(default_factory=list)
@@ -48,38 +50,39 @@ class Contender:
     def calibrate(self) -> None:
         """Find how often to repeat."""
         with use_threads(self.threads):
-            start = time.perf_counter()
-            self.call()
-            self.repeat = max(1, math.ceil(SAMPLE / (time.perf_counter() - start)))
+            self.repeat = self.device.warm_up(self.call, self.back_to_back)
 
     def sample(self) -> None:
-        """Take one sample. To free the result belongs to the call, as for a user."""
+        """Take one sample."""
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
             self.call()  # the pool is made anew
-        time.sleep(PAUSE)
-        call, repeats = self.call, range(self.repeat)
-        start = time.perf_counter()
-        for _ in repeats:
-            call()
-        self.samples.append((time.perf_counter() - start) / self.repeat)
+        self.samples.append(self.device.seconds(self.call, self.repeat))
+
+    def timing(self) -> Timing:
+        """What was found; and what it takes of the device's memory."""
+        return Timing(self.samples, self.deviation, self.device.peak(self.call))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to time, by name, and against whom."""
+    """What to time, by name, against whom, and where."""
 
     pairs: list[tuple[Workload, str]]
     peers: list[Peer]
+    device: Device = CPU
 
 
-def make_plan(workloads: Sequence[str] = (), directions: Sequence[str] = (), peers: Sequence[str] = ()) -> Plan:
+def make_plan(
+    workloads: Sequence[str] = (), directions: Sequence[str] = (), peers: Sequence[str] = (), device: Device = CPU
+) -> Plan:
     """What is named; where nothing is, what is usual and installed, and of the peers those that are not slow.
 
     Raises:
         ValueError: a name is unknown, or a peer that was asked for is not installed.
     """
-    for kind, names, known in (("direction", directions, DIRECTIONS), ("peer", peers, PEERS)):
+    here = directions_on(str(device.device))
+    for kind, names, known in (("direction", directions, here), ("peer", peers, PEERS)):
         for name in names:
             if name not in known:
                 raise ValueError(f"{kind}: got {name!r}; expected one of {', '.join(known)}")
@@ -89,16 +92,17 @@ def make_plan(workloads: Sequence[str] = (), directions: Sequence[str] = (), pee
     pairs = [
         (workload, name)
         for workload in select(workloads)
-        for name, direction in DIRECTIONS.items()
+        for name, direction in here.items()
         if (name in directions if directions else workload.group in direction.groups)
-        and not OURS.why_not(workload, direction.mode)
+        and not ours_on(direction.mode.device).why_not(workload, direction.mode)
     ]
-    return Plan(pairs, [peer for name, peer in PEERS.items() if (name in peers if peers else not peer.slow)])
+    return Plan(pairs, [peer for name, peer in PEERS.items() if (name in peers if peers else not peer.slow)], device)
 
 
 def run(plan: Plan, console: Console, threads: int | None = None, budget: float = 5) -> Report:
     """Time everything planned, with a progress bar; the budget is seconds per workload and direction."""
     usual = threads or torch.get_num_threads()
+    directions = directions_on(str(plan.device.device))
     results = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -106,31 +110,38 @@ def run(plan: Plan, console: Console, threads: int | None = None, budget: float 
         for workload, name in plan.pairs:
             progress.update(task, description=f"{workload.name} {name}")
             count = workload.threads or usual
-            results.append(measure(workload, name, DIRECTIONS[name], plan.peers, count, budget))
+            results.append(measure(workload, name, directions[name], plan.peers, count, budget, plan.device))
             progress.advance(task)
-    return Report(machine(usual, budget), results)
+    return Report(machine(usual, budget, plan.device.about()), results)
 
 
 def measure(
-    workload: Workload, name: str, direction: Direction, peers: Sequence[Peer], threads: int, budget: float
+    workload: Workload,
+    name: str,
+    direction: Direction,
+    peers: Sequence[Peer],
+    threads: int,
+    budget: float,
+    device: Device = CPU,
 ) -> Result:
-    """Time one direction of one workload: ours, our yardstick, the peers that agree with us, and the floor."""
+    """Time one direction of one workload: ours, our yardstick, the peers that agree with us, and the memory alone."""
     cases: dict[Mode, Case] = {}
+    us = ours_on(direction.mode.device)
 
     def contender(name: str, peer: Peer, mode: Mode) -> Contender:
         if mode not in cases:
             cases[mode] = make_case(workload, mode)
         count = mode.threads or threads
         with use_threads(count):  # ONNX Runtime and OpenVINO take their number now
-            return Contender(name, peer.prepare(cases[mode]), count)
+            return Contender(name, peer.prepare(cases[mode]), count, device, direction.back_to_back)
 
     rivals = [(peer.name, peer, direction.mode) for peer in peers if not peer.why_not(workload, direction.mode)]
     if direction.beside is not None:
-        rivals.insert(0, (direction.yardstick, OURS, direction.beside))
+        rivals.insert(0, (direction.yardstick, us, direction.beside))
 
     refused = {}
     with use_threads(threads):
-        ours = contender(OURS.name, OURS, direction.mode)
+        ours = contender(us.name, us, direction.mode)
         answer = ours.answer()
         contenders = [ours]
         for rival_name, peer, mode in rivals:
@@ -138,21 +149,24 @@ def measure(
                 rival = contender(rival_name, peer, mode)
                 rival.deviation = deviation(answer, rival.answer())
             except Exception as error:  # a peer's failure is its result, not the end of the run
-                refused[rival_name] = f"fails: {error}"
+                refused[rival_name] = f"fails: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
                 continue
             if rival.deviation <= TOLERANCE[direction.mode.dtype]:
                 contenders.append(rival)
             else:
                 refused[rival_name] = f"disagrees: largest difference {rival.deviation:.1e} of the largest value"
         del answer
-        for floor_name, huge_pages in ((FLOOR, True), (PLAIN_FLOOR, False)):
-            contenders.append(Contender(floor_name, floor(workload, direction.mode, huge_pages), threads))
+        for memory_name, call in memory_alone(workload, direction.mode, device).items():
+            contenders.append(Contender(memory_name, call, threads, device))
             contenders[-1].answer()
         for it in contenders:
             it.calibrate()
         take_turns(contenders, budget)
-    timings = {it.name: Timing(it.samples, it.deviation) for it in contenders}
-    return Result(workload.name, workload.group, name, threads, timings.pop(OURS.name), timings, refused)
+        timings = {it.name: it.timing() for it in contenders}
+    if ROOFLINE in timings:
+        part = roofline.must_move(workload, direction.mode) / (2 * roofline.COPIED)
+        timings[ROOFLINE] = Timing([part * seconds for seconds in timings[ROOFLINE].samples])
+    return Result(workload.name, workload.group, name, threads, timings.pop(us.name), timings, refused)
 
 
 def take_turns(contenders: Sequence[Contender], budget: float) -> None:
@@ -180,6 +194,13 @@ def deviation(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
         relative = difference / (float(a.detach().abs().max()) or 1)
         worst = max(worst, relative if math.isfinite(relative) else math.inf)
     return worst
+
+
+def memory_alone(workload: Workload, mode: Mode, device: Device) -> dict[str, Call]:
+    """What takes its turn for the memory: on a CPU the floors, elsewhere the copy whose speed makes the roofline."""
+    if isinstance(device, Cpu):
+        return {FLOOR: floor(workload, mode, huge_pages=True), PLAIN_FLOOR: floor(workload, mode, huge_pages=False)}
+    return {ROOFLINE: roofline.copy(device.device)}
 
 
 def floor(workload: Workload, mode: Mode, huge_pages: bool) -> Call:

@@ -21,7 +21,8 @@ class Workload:
 
     Args:
         name: unique.
-        group: ``"six"`` for those that the headline numbers are of, ``"pyramid"``, ``"tiny"`` or ``"series"``.
+        group: ``"six"`` for those that the headline numbers are of, ``"pyramid"``, ``"crowded"``, ``"tiny"`` or
+            ``"series"``.
         channels: of each map.
         maps: (height, width, stride) of each map, the finest first; more than one is a pyramid.
         boxes: how many.
@@ -30,6 +31,7 @@ class Workload:
         aligned: the operator's argument.
         sides: the shortest and the longest side of a box before it is clipped, in pixels.
         threads: how many; None takes the run's.
+        spread: of the boxes' centres, around the middle of the image and as a part of it.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Workload:
     aligned: bool
     sides: tuple[float, float]
     threads: int | None = None
+    spread: float = 1.0
 
     @property
     def image(self) -> tuple[int, int]:
@@ -73,10 +76,17 @@ class Workload:
         shortest, longest = self.sides
         side = shortest * (longest / shortest) ** draw[0]
         half_width, half_height = side * 2 ** (draw[1] - 0.5) / 2, side * 2 ** (0.5 - draw[1]) / 2
-        x, y = draw[2] * width, draw[3] * height
+        x, y = (
+            (0.5 + (each - 0.5) * self.spread) * length for each, length in zip(draw[2:], (width, height), strict=True)
+        )
         left, right = (x - half_width).clamp(min=0), (x + half_width).clamp(max=width)
         top, bottom = (y - half_height).clamp(min=0), (y + half_height).clamp(max=height)
         return torch.stack([left, top, right, bottom], 1).float()
+
+
+def strides_log2(workload: Workload) -> list[int]:
+    """The levels of a pyramid, as its poolers count them."""
+    return [int(math.log2(stride)) for _, _, stride in workload.maps]
 
 
 @dataclass(frozen=True)
@@ -105,12 +115,12 @@ def make_case(workload: Workload, mode: Mode) -> Case:
 
     def normal(*size: int) -> Tensor:
         values = torch.randn(size, generator=generator).bfloat16()
-        return values.to(mode.dtype).contiguous(memory_format=layout)
+        return values.to(mode.device, mode.dtype).contiguous(memory_format=layout)
 
     maps = [normal(1, workload.channels, height, width) for height, width, _ in workload.maps]
-    boxes = workload.make_boxes()
+    boxes = workload.make_boxes().to(mode.device)
     rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], 1)
-    grad = torch.empty(0)
+    grad = torch.empty(0, device=mode.device)
     if mode.part != "forward":
         grad = normal(workload.boxes, workload.channels, workload.output, workload.output)
         for map in maps:
@@ -132,6 +142,8 @@ SIX = (
 )
 # The levels that a ResNet-50-FPN makes of an 800 x 1344 image; MultiScaleRoIAlign pools each box from one of them.
 PYRAMID = Workload("resnet50_fpn", "pyramid", 256, (P2, MASK, P4, P5), 1000, 7, 2, False, (16, 448))
+# What a detector's first stage proposes for one object: nearly the same box a thousand times.
+CROWDED = Workload("crowded", "crowded", 256, (P2,), 1000, 7, 2, False, (80, 112), spread=0.01)
 TINY = Workload("tiny", "tiny", 8, ((16, 16, 4),), 1, 7, 2, False, (16, 48))
 
 
@@ -147,7 +159,7 @@ def _series() -> list[Workload]:
     ]
 
 
-WORKLOADS = {workload.name: workload for workload in (*SIX, PYRAMID, TINY, *_series())}
+WORKLOADS = {workload.name: workload for workload in (*SIX, PYRAMID, CROWDED, TINY, *_series())}
 GROUPS = tuple(dict.fromkeys(workload.group for workload in WORKLOADS.values()))
 
 
