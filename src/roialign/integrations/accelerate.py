@@ -1,8 +1,9 @@
 """``roialign.accelerate``: models that exist, and everything that calls torchvision's operators, on our kernels.
 
 torchvision's pooling is operators of PyTorch's dispatcher, ``torchvision::roi_align`` and ``torchvision::roi_pool``:
-each a kernel per device, and rules for autograd, autocast and shapes above them. Only the kernels of devices on which
-we are faster are taken over. The rules stay torchvision's, and with them what is differentiable and in which dtype.
+each a kernel per device, and rules for autograd, autocast and shapes above them. Only kernels are taken over: those of
+the CPU, on which we are faster, here; those of CUDA and ROCm, where it depends, in ``accelerate_gpu``. The rules stay
+torchvision's, and with them what is differentiable and in which dtype.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..backends import native
 from ..backends.memory import allocate
 from ..boxes import check_boxes, raise_bad_index
 from ..spec import Pooling
+from . import accelerate_gpu
 from .replace import Replacement, replace_pooling
 
 if TYPE_CHECKING:
@@ -37,9 +39,10 @@ def accelerate(model: nn.Module | None = None) -> Acceleration | Replacement:
 
     Without an argument, from now on everything that calls torchvision's operators runs on our kernels, forward and
     backward: ``torchvision.ops.roi_align``, ``RoIAlign``, ``MultiScaleRoIAlign``, torchvision's detectors, detectron2's
-    ``ROIAlign``; models built or compiled before the call too. It is so on devices where a backend of ours is faster,
-    which today is the CPU, in float32 and float64. Answers are torchvision's, save that what would crash or read
-    foreign memory answers as :func:`roialign.roi_align` does. ``roi_pool`` is as fast as before, but guarded likewise.
+    ``ROIAlign``; models built or compiled before the call too. On a CPU it is so in float32 and float64, on CUDA and
+    ROCm in the calls that torchvision's kernels cannot do rightly: half precision, deterministic mode, 2**31 numbers.
+    Other answers are torchvision's, save that what would crash or read foreign memory answers as
+    :func:`roialign.roi_align` does. ``roi_pool`` is as fast as before, but guarded likewise.
 
     With a model, its pooling modules are replaced by ours, which have all that ours offer (a pyramid in one call,
     gradients to boxes, second derivatives, half precision summed in float32) on every device; ``state_dict`` and hooks
@@ -76,7 +79,7 @@ class Acceleration:
     """torchvision's operators run on our kernels until every acceleration that was begun is undone.
 
     Attributes:
-        devices: the dispatch keys whose kernels are ours, ``("CPU",)`` or none.
+        devices: the dispatch keys whose kernels are ours: ``"CPU"``, and ``"CUDA"`` where there is such a device.
     """
 
     def __init__(self) -> None:
@@ -104,20 +107,24 @@ class _Takeover:
         self.users: set[Acceleration] = set()
         self.lock = threading.Lock()
         self.library: torch.library.Library | None = None
+        self.fallback: accelerate_gpu.DeterministicFallback | None = None
         # A thread may be on its way into a kernel that is just taken back, and the dispatcher does not hold on to a
         # kernel while it is called: kept here, it cannot die under the thread. It is bounded, as nobody is that slow.
         self.retired: deque[Any] = deque(maxlen=1024)
 
     def add(self, user: Acceleration) -> tuple[str, ...]:
         _load_torchvision()
-        if native.UNREADY:
+        kernels = {} if native.UNREADY else {"CPU": KERNELS}
+        if accelerate_gpu.is_here():
+            kernels["CUDA"] = accelerate_gpu.KERNELS
+        if not kernels:
             warnings.warn(f"roialign.accelerate: nothing is taken over: {native.UNREADY}", stacklevel=4)
             return ()
         with self.lock:
             if not self.users:
-                self._register()
+                self._register(kernels)
             self.users.add(user)
-        return ("CPU",)
+        return tuple(kernels)
 
     def remove(self, user: Acceleration) -> None:
         with self.lock:
@@ -126,16 +133,21 @@ class _Takeover:
                 if not self.users and self.library is not None:
                     self.library._destroy()
                     self.library = None
+                    if self.fallback is not None:
+                        self.fallback.undo()
+                        self.fallback = None
 
-    def _register(self) -> None:
+    def _register(self, kernels: dict[str, dict[str, Callable[[Any], Kernel]]]) -> None:
         self.library = torch.library.Library("torchvision", "IMPL")
-        for name, make in KERNELS.items():
+        for device, name, make in ((device, *pair) for device, table in kernels.items() for pair in table.items()):
             qualified = f"torchvision::{name}"
-            kernel = make(torch.library.get_kernel(qualified, "CPU"))
+            kernel = make(torch.library.get_kernel(qualified, device))
             with warnings.catch_warnings():  # PyTorch warns of every override, and here that is the point
                 warnings.simplefilter("ignore")
-                self.library.impl(name, kernel, "CPU")
-            self.retired.append(torch.library.get_kernel(qualified, "CPU"))
+                self.library.impl(name, kernel, device)
+            self.retired.append(torch.library.get_kernel(qualified, device))
+        if "CUDA" in kernels:
+            self.fallback = accelerate_gpu.DeterministicFallback()
 
 
 _takeover = _Takeover()
