@@ -157,4 +157,6 @@ def find_device(name: str) -> Device:
     reason = backends.available(torch.empty(0, 0, 0, 0, device=device))[TRITON.backend].reason
     if reason:
         raise ValueError(f"device: got {name!r}; our kernels do not run on it: {reason}")
+    if device.index is not None:
+        module.set_device(device)  # events are noted in the current device's queue
     return Gpu(device)

@@ -8,6 +8,7 @@ detector does. A training step is forward, backward and the optimizer's, whose r
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import time
@@ -188,7 +189,8 @@ def _pooling_share_of_kernels(call: Callable[[], object], device: Device) -> flo
     events = [it for it in profile.events() or () if it.device_type.name == "CPU"]
     outermost = [it for it in events if it.cpu_parent is None or it.cpu_parent.name not in POOLING]
     pooling = sum(float(it.device_time_total) for it in outermost if it.name in POOLING)
-    return pooling / sum(float(it.self_device_time_total) for it in events)
+    everything = sum(float(it.self_device_time_total) for it in events)
+    return pooling / everything if everything else math.nan  # a profiler that may not watch the device sees nothing
 
 
 def print_models(about: dict[str, Any], results: Sequence[ModelResult], console: Console) -> None:

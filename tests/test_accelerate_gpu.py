@@ -255,3 +255,45 @@ def test_accelerating_one_model_works_for_any_device() -> None:
         pooled = model[0](torch.ones(1, 3, 8, 8, device="cuda"), torch.zeros(4, 5, device="cuda"))
     assert pooled.device.type == "cuda"
     assert pooled.shape == (4, 3, 2, 2)
+
+
+# On a GPU.
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or bool(gpu.gpu.unready()), reason="no GPU, or none of Triton's")
+def test_on_a_gpu() -> None:
+    """Half precision, deterministic mode and bad boxes by ours, all else torchvision's to the last bit."""
+    generator = torch.Generator().manual_seed(0)
+    input = torch.randn(2, 19, 30, 40, generator=generator)
+    corner = torch.rand(50, 2, generator=generator) * 25
+    image = torch.randint(2, (50, 1), generator=generator)
+    rois = torch.cat([image, corner, corner + torch.rand(50, 2, generator=generator) * 20], 1)
+    expected = torchvision.ops.roi_align(input, rois, 5, 0.8, 2)
+    on, boxes = input.cuda(), rois.cuda()
+    theirs = torchvision.ops.roi_align(on, boxes, 5, 0.8, 2)
+    with roialign.accelerate():
+        assert torch.equal(torchvision.ops.roi_align(on, boxes, 5, 0.8, 2), theirs)
+        boxes[7, 0], boxes[9, 1] = 2, torch.nan
+        bad = torchvision.ops.roi_align(on, boxes, 5, 0.8, 2)
+        assert bad.isnan().flatten(1).all(1).nonzero().flatten().tolist() == [7, 9]
+        assert bad.isnan().flatten(1).any(1).nonzero().flatten().tolist() == [7, 9]
+        boxes = rois.cuda()
+        for dtype, within in ((torch.float16, 2e-2), (torch.bfloat16, 1e-1)):  # boxes are rounded, too
+            low = torchvision.ops.roi_align(on.to(dtype), boxes.to(dtype), 5, 0.8, 2)
+            exact = torchvision.ops.roi_align(input.to(dtype).double(), rois.to(dtype).double(), 5, 0.8, 2)
+            torch.testing.assert_close(low.cpu().double(), exact, rtol=0, atol=within)
+        torch.use_deterministic_algorithms(True)
+        try:
+            leaf = on.clone().requires_grad_()
+            grads = []
+            for _ in range(3):
+                pooled = torchvision.ops.roi_align(leaf, boxes, 5, 0.8, 2)
+                grads.append(torch.autograd.grad(pooled.sin().sum(), leaf)[0])
+        finally:
+            torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(pooled.cpu(), expected, rtol=0, atol=1e-5)
+    assert torch.equal(grads[0], grads[1])
+    assert torch.equal(grads[0], grads[2])
+    leaf = input.clone().requires_grad_()
+    (slow,) = torch.autograd.grad(torchvision.ops.roi_align(leaf, rois, 5, 0.8, 2).sin().sum(), leaf)
+    torch.testing.assert_close(grads[0].cpu(), slow, rtol=1e-4, atol=1e-4)

@@ -15,6 +15,7 @@ import torchvision.ops
 import roialign
 from helpers import run_python
 from roialign.backends import native
+from roialign.integrations import accelerate_gpu
 from test_accelerate import dumps, nothing_stays, random_case
 
 pytestmark = pytest.mark.skipif(bool(native.UNREADY), reason=f"nothing to take over with: {native.UNREADY}")
@@ -39,7 +40,7 @@ def test_nested_repeated_and_out_of_order() -> None:
     second.undo()
     assert dumps() == original
     assert "undone" in repr(second)
-    assert second.devices == ("CPU",)
+    assert second.devices == (("CPU", "CUDA") if accelerate_gpu.is_here() else ("CPU",))
 
 
 def test_undone_by_an_error_in_the_block_and_begun_again() -> None:
@@ -102,6 +103,7 @@ def test_without_torchvision_the_extra_is_named() -> None:
 
 def test_without_a_core_it_says_that_nothing_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "UNREADY", "no core here")
+    monkeypatch.setattr(accelerate_gpu, "is_here", lambda: False)
     with pytest.warns(UserWarning, match="nothing is taken over: no core here"):
         handle = roialign.accelerate()
     assert handle.devices == ()
