@@ -48,8 +48,7 @@ def _unusable(rois, k, live, images, scale):
         x = tl.load(row + i, mask=live, other=0)
         if x.dtype != tl.float64:
             x = x.to(tl.float32)
-        at = x * scale
-        bad = tl.where(at - at == 0, bad, 1)
+        bad = tl.where(tl.abs(x * scale) < float("inf"), bad, 1)
     return bad
 
 
