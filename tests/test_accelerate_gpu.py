@@ -67,6 +67,22 @@ def test_kernels_of_cuda_are_taken_over_and_given_back() -> None:
     assert module._roi_align is fallback
 
 
+@has_kernels
+@pytest.mark.usefixtures("on_cuda")
+def test_the_dispatcher_calls_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it holds for CUDA, handed tensors of a CPU, whose kernels then run our operator."""
+    monkeypatch.setattr(gpu, "is_ours", lambda *call: True)
+    input, rois = torch.randn(2, 3, 9, 11), torch.tensor([[1.0, 1, 1, 7, 6], [0, 2, 1, 8, 8]])
+    with roialign.accelerate():
+        forward = torch.library.get_kernel("torchvision::roi_align", "CUDA")
+        backward = torch.library.get_kernel("torchvision::_roi_align_backward", "CUDA")
+        pooled = forward.call_boxed(gpu.KEY, input, rois, 0.5, 3, 4, 2, True)
+        found = backward.call_boxed(gpu.KEY, pooled, rois, 0.5, 3, 4, 2, 3, 9, 11, 2, True)
+    torch.testing.assert_close(pooled, torchvision.ops.roi_align(input, rois, (3, 4), 0.5, 2, True))
+    expected = torch.ops.torchvision._roi_align_backward(pooled, rois, 0.5, 3, 4, 2, 3, 9, 11, 2, True)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_nothing_of_cuda_is_touched_without_a_gpu() -> None:
     module: Any = sys.modules["torchvision.ops.roi_align"]
@@ -240,6 +256,23 @@ def test_deterministic_mode_takes_the_operator_where_ours_serves(monkeypatch: py
     monkeypatch.setattr(gpu.gpu, "why_not", lambda call: "no Triton")
     replaced(fake(1, 8, 20, 20), fake(3, 5), *how)
     assert taken == ["operator", "theirs", "theirs", "theirs"]
+
+
+@has_kernels
+@pytest.mark.usefixtures("on_cuda")
+def test_deterministic_mode_reaches_the_operator_from_torchvisions_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = sys.modules["torchvision.ops.roi_align"]
+    monkeypatch.setattr(module, "_roi_align", lambda *args: pytest.fail("the fallback was taken"))
+    monkeypatch.setattr(module, "is_compile_supported", lambda device: True)  # as where there is a GPU
+    torch.use_deterministic_algorithms(True)
+    try:
+        with roialign.accelerate(), FakeTensorMode():
+            pooled = torchvision.ops.roi_align(
+                torch.empty(1, 8, 20, 20, device="cuda"), torch.empty(3, 5, device="cuda"), 7
+            )
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert pooled.shape == (3, 8, 7, 7)
 
 
 def test_accelerating_one_model_works_for_any_device() -> None:
