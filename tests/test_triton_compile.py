@@ -46,6 +46,8 @@ LIMITS = {
     "maximum.choose of winners": Limits((128, 128, 56), (168, 168, 64), (2048, 2048, 2048)),
     "maximum.gather": Limits((96, 96, 56), (152, 128, 80), (8192, 8192, 16384)),
     "maximum.sum_slopes": Limits((128, 128, 64), (216, 200, 88), (32, 32, 32)),
+    "guard.replace": Limits((16, 16, 16), (24, 24, 24), (0, 0, 0)),
+    "guard.mark": Limits((24, 24, 16), (32, 32, 16), (0, 0, 0)),
 }
 
 Case = dict[str, Any]

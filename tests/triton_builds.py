@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from roialign.backends.triton import backward, blocks, box_grad, forward, maximum
+from roialign.backends.triton import backward, blocks, box_grad, forward, guard, maximum
 from roialign.spec import KINDS, Pooling
 
 TARGETS = {
@@ -74,6 +74,7 @@ def build(case: Case, **options: Any) -> dict[str, Any]:
         by[0].pool(maps, rois, level, spec)
         by[1].pool_grad(grad, maps, shapes, case.last, rois, level, spec)
         by[2].pool_box_grad(grad, maps, rois, level, spec)
+        guard.mark(grad, guard.safe_boxes(rois, 1, 0.25), 1, 0.25)
     finally:
         JITFunction.run = run
     return built
