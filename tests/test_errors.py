@@ -225,7 +225,12 @@ def test_what_the_scale_makes_small_is_no_overflow(backend: str) -> None:
     assert backend in roialign.backends.available()
     map = torch.rand(1, 2, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = roi_align(map, rows((0, 0, 2, 2)), 2, 1.0, 2)
-    for box, scale in (((0, 0, 2, 2e300), (1e-300, 1.0)), ((0, 0, 2e300, 2), (1.0, 1e-300))):
+    for box, scale in (
+        ((0, 0, 2, 2e300), (1e-300, 1.0)),
+        ((0, 0, 2e300, 2), (1.0, 1e-300)),
+        ((0, 0, 2e300, 2e-10), (1e10, 1e-300)),
+        ((0, 0, 2e-10, 2e300), (1e-300, 1e10)),
+    ):
         torch.testing.assert_close(roi_align(map, rows(box), 2, scale, 2), expected, rtol=1e-12, atol=0)
         assert roi_align(map, rows(box), 2, 1e10, 2).isnan().all()
 

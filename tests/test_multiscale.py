@@ -20,6 +20,7 @@ from torchvision.models import detection
 
 from helpers import assert_pooled, run_python
 from roialign import MultiScaleRoIAlign, prroi_pool, roi_align, roi_pool
+from roialign.boxes import fpn_levels
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -111,6 +112,11 @@ def test_levels_by_hand() -> None:
     x = level_maps()
     pooled = MultiScaleRoIAlign(list(x), 1, 1)(x, [boxes], [(1024, 1024)])
     assert pooled.flatten().tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_levels_of_boxes_smaller_than_a_pixel() -> None:
+    boxes = torch.tensor([[0.0, 0, side, side] for side in (0.06, 0.1, 0.15, 0.25, 0.5)])
+    assert fpn_levels([boxes], [1, 2, 3], 0.1, 2).tolist() == [0, 1, 1, 2, 2]
 
 
 def test_of_two_maps_of_one_scale_the_first_serves() -> None:
