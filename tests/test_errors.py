@@ -14,6 +14,7 @@ import roialign
 from helpers import generic_case, rows, run_python
 from hostile import CALLS
 from roialign import prroi_pool, roi_align, roi_pool
+from roialign.boxes import whole_index
 
 INF, NAN = float("inf"), float("nan")
 POOLS = {
@@ -120,6 +121,11 @@ def test_an_index_error_leaves_no_mark(pool: str) -> None:
         with pytest.raises(IndexError, match=rf"row 4 has batch index {re.escape(shown)}, but .*N = 2"):
             POOLS[pool](input, bad)
     assert torch.equal(POOLS[pool](input, rois), expected)
+
+
+def test_what_is_no_index_is_minus_one() -> None:
+    column = torch.tensor([0, 2, 3, -1, -2, 0.5, NAN, INF, -INF])
+    assert whole_index(column, 3).tolist() == [0, 2, *[-1] * 7]
 
 
 def test_a_single_box_in_a_list_counts() -> None:
