@@ -21,11 +21,11 @@ core: .venv/ready
 # Triton's interpreter runs the GPU's kernels on the CPU if this is set before Triton is imported. It is slow, and many
 # times slower where coverage watches it: few tests, unwatched.
 INTERPRETED := TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 --no-cov -m "not slow" \
-	-k "(test_triton and not compile) or (triton and (by_hand or agree))"
+	-k "(test_triton and not compile) or (triton and (by_hand or agree or hostile))"
 
 test: core # what a change needs
 	$(BIN)/python -m pytest -n 2 -m "not slow"
-	$(INTERPRETED) tests/test_triton*.py tests/test_backends.py tests/test_roi_align.py tests/test_other_pools.py
+	$(INTERPRETED) tests/test_triton*.py tests/test_backends.py tests/test_roi_align.py tests/test_other_pools.py tests/test_errors.py
 
 test-all: core # the rest: whole detectors, long work
 	$(BIN)/python -m pytest -n 2 -m slow

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import roialign
-from roialign import RoIAlign, roi_align
+from roialign import RoIAlign, roi_align, spec
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -82,3 +82,23 @@ def test_limits_when_torchvision_is_accelerated() -> None:
         with pytest.raises(RuntimeError, match="pooled_height"):  # PyTorch's binder, before us
             torchvision.ops.roi_align(INPUT, ROIS, 2**63, 1.0, 2)
         assert torchvision.ops.roi_align(INPUT, ROIS, 1, 1.0, 2**31).isfinite().all()
+
+
+def test_the_least_and_the_most_of_each_number() -> None:
+    for size in (1, 2**24, (1, 2**24), [2**24, 1]):
+        expected = (size, size) if isinstance(size, int) else tuple(size)
+        assert spec.check_output_size(size) == expected
+    for size in (0, -1, 2**24 + 1, (0, 2), (2, 0), (2**24 + 1, 2), (2, 2**24 + 1), (2,), (2, 2, 2), "22"):
+        with pytest.raises(ValueError, match="output_size: got"):
+            spec.check_output_size(size)
+    for ratio, expected in ((2**63 - 1, 2**63 - 1), (1, 1), (0, 0), (-1, 0), (-(2**70), 0)):
+        assert spec.check_sampling_ratio(ratio) == expected
+    for ratio in (2**63, np.uint64(2**63)):
+        with pytest.raises(ValueError, match=f"sampling_ratio: got .*{int(ratio)}"):
+            spec.check_sampling_ratio(ratio)
+    tiny, large = 5e-324, 1.7e308
+    for scale in (tiny, large, (tiny, large), [1, large]):
+        assert spec.check_scale(scale) == (tuple(scale) if isinstance(scale, tuple | list) else (scale, scale))
+    for scale in (0.0, -1.0, np.inf, np.nan, (0, 1), (1, 0), (np.inf, 1), (1, np.inf), (-1, 1), (1, -1), (1,), 10**400):
+        with pytest.raises(ValueError, match="spatial_scale: got"):
+            spec.check_scale(scale)
