@@ -88,7 +88,7 @@ def test_the_least_and_the_most_of_each_number() -> None:
     for size in (1, 2**24, (1, 2**24), [2**24, 1]):
         expected = (size, size) if isinstance(size, int) else tuple(size)
         assert spec.check_output_size(size) == expected
-    for size in (0, -1, 2**24 + 1, (0, 2), (2, 0), (2**24 + 1, 2), (2, 2**24 + 1), (2,), (2, 2, 2), "22"):
+    for size in (0, -1, 2**24 + 1, (0, 2), (2, 0), (2**24 + 1, 2), (2, 2**24 + 1), (2,), (2, 2, 2)):
         with pytest.raises(ValueError, match="output_size: got"):
             spec.check_output_size(size)
     for ratio, expected in ((2**63 - 1, 2**63 - 1), (1, 1), (0, 0), (-1, 0), (-(2**70), 0)):
