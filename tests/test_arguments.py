@@ -91,7 +91,8 @@ def test_the_least_and_the_most_of_each_number() -> None:
     for size in (0, -1, 2**24 + 1, (0, 2), (2, 0), (2**24 + 1, 2), (2, 2**24 + 1), (2,), (2, 2, 2)):
         with pytest.raises(ValueError, match="output_size: got"):
             spec.check_output_size(size)
-    for ratio, expected in ((2**63 - 1, 2**63 - 1), (1, 1), (0, 0), (-1, 0), (-(2**70), 0)):
+    most = 2**63 - 1
+    for ratio, expected in ((most, most), (np.uint64(most), most), (1, 1), (0, 0), (-1, 0), (-(2**70), 0)):
         assert spec.check_sampling_ratio(ratio) == expected
     for ratio in (2**63, np.uint64(2**63)):
         with pytest.raises(ValueError, match=f"sampling_ratio: got .*{int(ratio)}"):
