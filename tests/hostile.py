@@ -100,7 +100,7 @@ CALLS: dict[str, Call] = {
     "input int": Call(align(map_(dtype=torch.int32)), TypeError, (*INPUT, "torch.int32", "float32")),
     "input bool": Call(align(map_(dtype=torch.bool)), TypeError, (*INPUT, "torch.bool", "float32")),
     "input complex": Call(align(map_(dtype=torch.complex64)), TypeError, (*INPUT, "torch.complex64", "float32")),
-    "input sparse": Call(align(map_().to_sparse()), TypeError, (*INPUT, "torch.sparse_coo", "dense")),
+    "input sparse": Call(align(map_().to_sparse()), TypeError, (*INPUT, "torch.sparse_coo", "input.to_dense()")),
     "input float8": Call(align(map_().to(torch.float8_e5m2)), TypeError, (*INPUT, "torch.float8_e5m2", "float32")),
     "input on another device": Call(align(map_().to("meta")), ValueError, ("boxes", "cpu", "meta", "expected")),
     "empty height": Call(align(map_(2, 3, 0, 8)), ValueError, ("boxes", "1 boxes", "(2, 3, 0, 8)", "expected")),
