@@ -103,3 +103,26 @@ def test_the_least_and_the_most_of_each_number() -> None:
     for scale in (0.0, -1.0, np.inf, np.nan, (0, 1), (1, 0), (np.inf, 1), (1, np.inf), (-1, 1), (1, -1), (1,), 10**400):
         with pytest.raises(ValueError, match="spatial_scale: got"):
             spec.check_scale(scale)
+
+
+def test_kinds_that_are_no_modes() -> None:
+    for mode in ("integral", "cells", "AVG", ""):
+        with pytest.raises(ValueError, match="mode: got"):
+            roi_align(INPUT, ROIS, 2, mode=mode)
+
+
+def test_what_is_kept_for_the_gradient() -> None:
+    """The map where a maximum lies in it or the boxes want a gradient, and only there."""
+    pools = {
+        "avg": lambda x, rois: roi_align(x, rois, 2),
+        "max": lambda x, rois: roi_align(x, rois, 2, mode="max"),
+        "integral": lambda x, rois: roialign.prroi_pool(x, rois, 2),
+        "cells": lambda x, rois: roialign.roi_pool(x, rois, 2),
+    }
+    for name, pool in pools.items():
+        for wanted in (False, True) if name != "cells" else (False,):
+            x, rois = INPUT.clone().requires_grad_(), ROIS.clone().requires_grad_(wanted)
+            kept: list[tuple[int, ...]] = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.shape) or t, lambda t: t):
+                pool(x, rois)
+            assert (x.shape in kept) == (wanted or name in ("max", "cells")), name
