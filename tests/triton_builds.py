@@ -105,11 +105,9 @@ def resources(kernel: Any) -> Resources:
         registers, spilled = (
             int(re.findall(rf"\.vgpr_{name}:\s+(\d+)", text)[-1]) for name in ("count", "spill_count")
         )
-        # A division is rounded by five of its own.
-        fused = len(re.findall(r"\bv_(?:pk_)?(?:fma|fmac|mad|mac)_\w*f(?:32|64)", text)) - 5 * text.count(
-            "v_div_fmas_f"
-        )
-        return Resources(registers, 4 * spilled, kernel.metadata.shared, fused)
+        # A division is rounded by five of its own; and what adds -0 is a product, of a half that need not be converted.
+        fused = re.findall(r"\bv_(?:pk_)?(?:fma|fmac|mad|mac)_\w*f(?:32|64)(?!.*, neg\(0\))", text)
+        return Resources(registers, 4 * spilled, kernel.metadata.shared, len(fused) - 5 * text.count("v_div_fmas_f"))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(kernel.asm["cubin"])
         program = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
