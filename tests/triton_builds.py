@@ -105,8 +105,8 @@ def resources(kernel: Any) -> Resources:
         registers, spilled = (
             int(re.findall(rf"\.vgpr_{name}:\s+(\d+)", text)[-1]) for name in ("count", "spill_count")
         )
-        # A division is rounded by five of its own. Of halves, which then need no conversion, a product is written as a sum
-        # with -0 and a difference as one with a product by -1: each rounds once all the same.
+        # A division is rounded by five of its own. Of halves, which need no conversion then, a product is written as a
+        # sum with -0 and a difference as one with a product by -1: each rounds once all the same.
         fused = re.findall(r"\bv_(?:pk_)?(?:fma|fmac|mad|mac)_\w*f(?:32|64)(?!.*, (?:neg\(0\)|-?1\.0,))", text)
         return Resources(registers, 4 * spilled, kernel.metadata.shared, len(fused) - 5 * text.count("v_div_fmas_f"))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
