@@ -105,6 +105,10 @@ def test_the_least_and_the_most_of_each_number() -> None:
             spec.check_scale(scale)
 
 
+def test_a_pooling_is_adaptive_and_not_aligned_unless_it_says_so() -> None:
+    assert spec.Pooling("avg", (1, 1), (1.0, 1.0))[3:] == (0, False)
+
+
 def test_kinds_that_are_no_modes() -> None:
     for mode in ("integral", "cells", "AVG", ""):
         with pytest.raises(ValueError, match="mode: got"):
