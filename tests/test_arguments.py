@@ -92,7 +92,15 @@ def test_the_least_and_the_most_of_each_number() -> None:
         with pytest.raises(ValueError, match="output_size: got"):
             spec.check_output_size(size)
     most = 2**63 - 1
-    for ratio, expected in ((most, most), (np.uint64(most), most), (1, 1), (0, 0), (-1, 0), (-(2**70), 0)):
+    for ratio, expected in (
+        (most, most),
+        (np.uint64(most), most),
+        (1, 1),
+        (0, 0),
+        (np.int8(0), 0),
+        (np.int8(-3), 0),
+        (-(2**70), 0),
+    ):
         assert spec.check_sampling_ratio(ratio) == expected
     for ratio in (2**63, np.uint64(2**63)):
         with pytest.raises(ValueError, match=f"sampling_ratio: got .*{int(ratio)}"):
