@@ -31,7 +31,8 @@ int64_t block_bytes(int64_t cells) {
   return cells * kBlockBytes;
 }
 int64_t item_size(DType type) { return kDTypes[static_cast<int>(type)].bytes; }
-bool takes_maximum(Kind kind) { return kKinds[static_cast<int>(kind)].takes_maximum; }
+const KindInfo& info(Kind kind) { return kKinds[static_cast<int>(kind)]; }
+const Directions& directions(Kind kind) { return info(kind).sensitive ? kernels().sensitive : kernels().common; }
 
 // Fresh memory arrives page by page, which costs more than the pooling itself; huge pages make it few.
 void expect_large([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
@@ -91,12 +92,15 @@ template <class A>
 struct Work {
   static constexpr int64_t lanes = kLanes<A>;
   const Call& call;
-  int64_t channels, blocks, pooled_bytes, threads;
+  int64_t group;  // channels of the map for one of the output
+  int64_t channels, blocks, channel_end, pooled_bytes, threads;
   KernelArgs args;
 
   explicit Work(const Call& call_) : call(call_) {
-    channels = call.levels[0].channels;
-    blocks = ceil_div(channels, lanes);
+    group = info(call.kind).sensitive ? int64_t{call.pooled_h} * call.pooled_w : 1;
+    channels = call.levels[0].channels / group;
+    blocks = ceil_div(channels, lanes) * group;
+    channel_end = group > 1 ? blocks * lanes : channels;
     const int64_t values = call.boxes * channels * call.pooled_h * call.pooled_w;
     pooled_bytes = values * item_size(call.dtype);
     threads = values < kSerial ? 1 : thread_count();
@@ -130,14 +134,24 @@ struct Work {
   }
 };
 
+// What reading one bin of the box costs in place, on average: a lane at a time, where a packed block is read at once.
+template <class A>
+int64_t cost_of_a_bin(const Work<A>& work, const Box<A>& box) {
+  if (!box.finite) return 0;
+  const int64_t taps = int64_t{box.y.bins.begin[work.call.pooled_h]} * box.x.bins.begin[work.call.pooled_w];
+  return ceil_div(taps, work.group) * std::min(work.channels, work.lanes) / work.lanes;
+}
+
 // How to read the map for one group of boxes: whatever touches the least memory.
 template <class A>
 Access access_of(const Work<A>& work, const Plan<A>& plan, const Group& group, const Map& map) {
-  const bool adjacent = map.channel_stride == 1 && work.channels >= work.lanes;
-  if (adjacent) return Access::direct;
+  const bool sensitive = info(work.call.kind).sensitive;
+  if (map.channel_stride == 1 && work.channels >= work.lanes && !sensitive) return Access::direct;
   int64_t cells = 0;
-  for (int64_t i = group.begin; i < group.end && cells < map.height * map.width; ++i)
-    cells += touched_cells(plan.boxes[static_cast<size_t>(i)]);
+  for (int64_t i = group.begin; i < group.end && cells < map.height * map.width; ++i) {
+    const Box<A>& box = plan.boxes[static_cast<size_t>(i)];
+    cells += sensitive ? cost_of_a_bin(work, box) : touched_cells(box);
+  }
   return cells < map.height * map.width ? Access::windows : Access::whole;
 }
 
@@ -171,7 +185,7 @@ void add_reading_pieces(const Work<A>& work, const Plan<A>& plan, int64_t ranges
         piece.box_count = group.begin + cut(count, box_cuts, b + 1) - first;
         piece.boxes = plan.boxes.data() + first;
         piece.channel = cut(work.blocks, channel_cuts, c) * work.lanes;
-        piece.channel_end = std::min(cut(work.blocks, channel_cuts, c + 1) * work.lanes, work.channels);
+        piece.channel_end = std::min(cut(work.blocks, channel_cuts, c + 1) * work.lanes, work.channel_end);
         if (box_grad) piece.box_grad = box_grad + c * static_cast<int64_t>(plan.boxes.size()) + first;
         pieces.push_back(piece);
       }
@@ -189,7 +203,7 @@ void run_forward(const Call& call) {
     std::vector<Piece> pieces;
     Sizes sizes = work.sizes(plan);
     add_reading_pieces(work, plan, work.blocks, nullptr, pieces, sizes);
-    work.run(pieces, kernels().forward, sizes);
+    work.run(pieces, directions(call.kind).forward, sizes);
   }
 }
 
@@ -198,7 +212,7 @@ template <class A>
 void add_to_input(const Work<A>& work, const Plan<A>& plan, const Level* grads, bool exists) {
   const Call& call = work.call;
   Sizes sizes = work.sizes(plan);
-  if (takes_maximum(call.kind)) sizes.second = block_bytes(plan.most_cells);
+  if (info(call.kind).takes_maximum) sizes.second = block_bytes(plan.most_cells);
   const auto busy = static_cast<int64_t>(plan.groups.size()) * work.blocks;
   std::vector<Piece> pieces;
   size_t next_group = 0;
@@ -225,7 +239,7 @@ void add_to_input(const Work<A>& work, const Plan<A>& plan, const Level* grads, 
       for (int64_t block = 0; block < work.blocks; ++block)
         for (int64_t band = 0; band < bands; ++band) {
           piece.channel = block * work.lanes;
-          piece.channel_end = std::min(piece.channel + work.lanes, work.channels);
+          piece.channel_end = std::min(piece.channel + work.lanes, work.channel_end);
           piece.row = cut(grad.height, bands, band);
           piece.row_end = cut(grad.height, bands, band + 1);
           sizes.block = std::max(sizes.block, block_bytes((piece.row_end - piece.row) * grad.width));
@@ -233,7 +247,7 @@ void add_to_input(const Work<A>& work, const Plan<A>& plan, const Level* grads, 
         }
     }
   }
-  work.run(pieces, kernels().backward_input, sizes);
+  work.run(pieces, directions(call.kind).backward_input, sizes);
 }
 
 template <class A>
@@ -252,7 +266,7 @@ template <class A, class T>
 void run_backward_boxes(const Call& call, T* grad_rois) {
   std::memset(grad_rois, 0, static_cast<size_t>(call.boxes) * 5 * sizeof(T));
   const Work<A> work(call);
-  if (call.kind == Kind::cells || !work.blocks) return;
+  if (call.kind == Kind::cells || call.kind == Kind::ps_cells || !work.blocks) return;
   const int64_t parts = std::min(kParts, work.blocks);
   const Grouping grouping(call);
   for (int64_t begin = 0; begin < call.boxes; begin += kChunk) {
@@ -263,7 +277,7 @@ void run_backward_boxes(const Call& call, T* grad_rois) {
     Sizes sizes = work.sizes(plan);
     sizes.second = block_bytes(plan.most_cells);
     add_reading_pieces(work, plan, parts, sums.data(), pieces, sizes);
-    work.run(pieces, kernels().backward_boxes, sizes);
+    work.run(pieces, directions(call.kind).backward_boxes, sizes);
     for (size_t i = 0; i < count; ++i) {
       T* to = grad_rois + 5 * plan.boxes[i].row;
       BoxGrad total{};

@@ -6,13 +6,16 @@
 
 namespace roialign {
 
-// What becomes of a bin: the mean or the maximum of its samples, the integral over it, the maximum of its whole cells.
-enum class Kind : int { avg, max, integral, cells };
+// What becomes of a bin: the mean or the maximum of its samples, the integral over it, the maximum of its whole cells;
+// the mean of its samples or of its whole cells, in channels of its own.
+enum class Kind : int { avg, max, integral, cells, ps_avg, ps_cells };
 struct KindInfo {
   const char* name;    // in Python and in the documentation
   bool takes_maximum;  // so that the gradient to the maps depends on their values
+  bool sensitive;      // to the position: each bin has channels of the map for itself
 };
-inline constexpr KindInfo kKinds[] = {{"avg", false}, {"max", true}, {"integral", false}, {"cells", true}};  // by Kind
+inline constexpr KindInfo kKinds[] = {{"avg", false, false},  {"max", true, false},    {"integral", false, false},
+                                      {"cells", true, false}, {"ps_avg", false, true}, {"ps_cells", false, true}};
 
 enum class DType : int { float32, float64, float16, bfloat16, int64 };
 struct DTypeInfo {

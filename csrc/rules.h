@@ -296,18 +296,19 @@ inline bool integral_taps(Taps& taps, double lo, double hi, double scale, int32_
   return true;
 }
 
-// RoIPool: the whole cells of each bin. False if not finite.
+// RoIPool: the whole cells of each bin. `mean`: position-sensitive RoI pooling, which takes their mean, ends before the
+// cell of the upper edge, and never reads the map's last cell. False if not finite.
 template <class T>
-bool cell_taps(Taps& taps, T lo, T hi, double scale, int32_t bins, int32_t length) {
+bool cell_taps(Taps& taps, T lo, T hi, double scale, int32_t bins, int32_t length, bool mean) {
   const T first = std::round(lo * static_cast<T>(scale)), last = std::round(hi * static_cast<T>(scale));
-  const T size = std::max(last - first + T(1), T(1));
+  const T size = std::max(last - first + (mean ? T(0) : T(1)), T(1));
   if (!std::isfinite(lo) || !std::isfinite(hi) || !std::isfinite(first) || !std::isfinite(size)) return false;
-  const T bin = size / static_cast<T>(bins), top = static_cast<T>(length);
+  const T bin = size / static_cast<T>(bins), top = static_cast<T>(mean ? length - 1 : length);
   for (int32_t p = 0; p < bins; ++p, taps.end_row()) {
     const T from = std::floor(static_cast<T>(p) * bin) + first, to = std::ceil(static_cast<T>(p + 1) * bin) + first;
     const auto begin = static_cast<int32_t>(std::min(std::max(from, T(0)), top));
     const auto end = static_cast<int32_t>(std::min(std::max(to, T(0)), top));
-    for (int32_t cell = begin; cell < end; ++cell) taps.add(cell, 1, 0, 0);
+    for (int32_t cell = begin; cell < end; ++cell) taps.add(cell, mean ? 1.0 / (end - begin) : 1.0, 0, 0);
   }
   return true;
 }

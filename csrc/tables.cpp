@@ -54,9 +54,10 @@ class Compactor {
   void compact(const Taps& taps, const Call& call, Wanted wanted, bool pad, Axis<A>& axis) {
     axis = Axis<A>();
     number_cells(taps, axis);
-    const bool sums = !kKinds[static_cast<int>(call.kind)].takes_maximum;
-    if (wanted.transpose && sums) transpose(taps, axis);
-    copy_rows(taps, axis, pad && sums);
+    const KindInfo& kind = kKinds[static_cast<int>(call.kind)];
+    const bool contracts = !kind.takes_maximum && !kind.sensitive;
+    if (wanted.transpose && contracts) transpose(taps, axis);
+    copy_rows(taps, axis, pad && contracts);
     if (!taps.group.empty()) axis.group = copy(taps.group);
   }
 
@@ -173,7 +174,8 @@ bool axis_taps(Taps& taps, const Call& call, T lo, T hi, double scale, int32_t b
   taps.start(derivative, static_cast<double>(std::numeric_limits<A>::denorm_min()) / 2);
   const auto length = static_cast<int32_t>(length_);
   if (call.kind == Kind::integral) return integral_taps(taps, lo, hi, scale, bins, length);
-  if (call.kind == Kind::cells) return cell_taps(taps, lo, hi, scale, bins, length);
+  if (call.kind == Kind::cells || call.kind == Kind::ps_cells)
+    return cell_taps(taps, lo, hi, scale, bins, length, call.kind == Kind::ps_cells);
   const Samples<T> samples(lo, hi, scale, bins, length, call.sampling_ratio, call.aligned, derivative);
   if (!samples.finite) return false;
   call.kind == Kind::max ? sample_taps(taps, samples) : average_taps(taps, samples);

@@ -38,6 +38,11 @@ def by_image(rois: Tensor, images: int) -> list[Tensor]:
     return [rois[rois[:, 0] == image, 1:] for image in range(images)]
 
 
+def for_bins(input: Tensor, bins: int) -> Tensor:
+    """The map with as many copies of each channel as a position-sensitive pooling has bins."""
+    return input.repeat_interleave(bins, 1)
+
+
 def generic_case(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """A small map ``[2, 2, 5, 6]`` of two images and six boxes in general position: no sample on a kink."""
     generator = torch.Generator().manual_seed(seed)

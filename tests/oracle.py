@@ -8,7 +8,7 @@ on the border counts is decided by that rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from itertools import pairwise, product
 from typing import NamedTuple
@@ -134,11 +134,50 @@ def roi_pool(input: Tensor, rois: Tensor, size: Size, scale: Pair) -> Tensor:
     return torch.from_numpy(out)
 
 
+def ps_roi_align(input: Tensor, rois: Tensor, size: Size, scale: Pair, ratio: int) -> Tensor:
+    """Position-sensitive RoIAlign: bin (p, q) as RoIAlign gives it for the channels that are the bin's."""
+    return _own_channels(lambda maps: roi_align(maps, rois, size, scale, ratio, True), input, size)
+
+
+def ps_roi_pool(input: Tensor, rois: Tensor, size: Size, scale: Pair) -> Tensor:
+    """Position-sensitive RoI pooling: the mean over whole cells."""
+    return _own_channels(lambda maps: _cell_means(maps, rois, size, scale), input, size)
+
+
+def _own_channels(pool: Callable[[Tensor], Tensor], input: Tensor, size: Size) -> Tensor:
+    """Every channel pooled for every bin, and of that what is asked for: channel ``(c * PH + p) * PW + q``."""
+    everything = pool(input)
+    height, width = size
+    out = everything.new_empty(len(everything), input.shape[1] // (height * width), *size)
+    for c, p, q in np.ndindex(*out.shape[1:]):
+        out[:, c, p, q] = everything[:, (c * height + p) * width + q, p, q]
+    return out
+
+
+def _cell_means(input: Tensor, rois: Tensor, size: Size, scale: Pair) -> Tensor:
+    real = position_type(input, rois)
+    maps = _values(input)
+    out = np.zeros((len(rois), maps.shape[1], *size))
+    for k, (image, *box) in enumerate(_rows(rois)):
+        if not np.isfinite(box).all():
+            out[k] = math.nan
+            continue
+        rows = _bin_cells(box[1], box[3], size[0], scale[0], maps.shape[2], real, whole=False)
+        columns = _bin_cells(box[0], box[2], size[1], scale[1], maps.shape[3], real, whole=False)
+        for p, q in np.ndindex(size):
+            cells = [maps[int(image), :, y, x] for y, x in product(rows[p], columns[q])]
+            if cells:
+                out[k, :, p, q] = np.mean(cells, 0)
+    return torch.from_numpy(out)
+
+
 def _bin_cells(
-    low: float, high: float, bins: int, scale: float, length: int, real: type[np.floating]
+    low: float, high: float, bins: int, scale: float, length: int, real: type[np.floating], whole: bool = True
 ) -> list[list[int]]:
+    """RoIPool's cells; not ``whole``: without the cell that the box ends in, and without the map's last one."""
     first, last = (_half_away(real(edge) * real(scale)) for edge in (low, high))
-    step = real(max(last - first + 1, 1)) / real(bins)
+    step = real(max(last - first + whole, 1)) / real(bins)
+    length -= not whole
     ends = [(first + math.floor(real(p) * step), first + math.ceil(real(p + 1) * step)) for p in range(bins)]
     return [list(range(max(begin, 0), min(end, length))) for begin, end in ends]
 
@@ -195,6 +234,7 @@ def pool_with_gradients(
     maps, grads = _values(input), _values(grad)
     finite = np.where(np.isfinite(maps), maps, 0)
     size = grads.shape[2:]
+    group = size[0] * size[1] if kind.startswith("ps_") else 1  # channels of the map for one of the output
     out, to_map, to_rois = np.zeros_like(grads), np.zeros_like(maps), np.zeros((len(rois), 5))
     for k, (image, *box) in enumerate(_rows(rois)):
         n = int(image)
@@ -211,7 +251,8 @@ def pool_with_gradients(
             pairs = list(product(bins[0][p], bins[1][q]))
             if not pairs:
                 continue
-            values = np.stack([_weighed(maps[n], y.weight, x.weight) for y, x in pairs])  # [samples, C]
+            own = slice((p * size[1] + q) % group, None, group)
+            values = np.stack([_weighed(maps[n, own], y.weight, x.weight) for y, x in pairs])  # [samples, C]
             for c, g in enumerate(grads[k, :, p, q]):
                 nans = np.isnan(values[:, c])
                 best = int(np.argmax(nans)) if nans.any() else int(np.argmax(values[:, c]))
@@ -221,8 +262,8 @@ def pool_with_gradients(
                 if kind == "max" and ((behind > 0) & (behind < 1e-5)).any():
                     to_rois[k] = math.nan
                 out[k, c, p, q] = values[best, c]
-                to_map[n, c] += g * np.outer(y.weight, x.weight)
-                along_y, along_x = finite[n, c] @ x.weight, y.weight @ finite[n, c]
+                to_map[n, own][c] += g * np.outer(y.weight, x.weight)
+                along_y, along_x = finite[n, own][c] @ x.weight, y.weight @ finite[n, own][c]
                 to_rois[k, 1:] += g * np.array([x.lo @ along_x, y.lo @ along_y, x.hi @ along_x, y.hi @ along_y])
     return out, to_map, to_rois
 
@@ -238,7 +279,7 @@ def _rows_of_bins(
     kind: str, low: float, high: float, bins: int, length: int, scale: float, ratio: int, aligned: bool, real: Real
 ) -> list[list[Row]] | None:
     """For each bin one row, or for a maximum the rows to choose from; None if there are too many to visit."""
-    if kind == "cells":
+    if kind in ("cells", "ps_cells"):
         ratio = 0
     if max(length, ratio, abs(low * scale), abs(high * scale)) > 2**23:
         real = np.float64  # a float32 has no fraction there
@@ -250,6 +291,11 @@ def _rows_of_bins(
         each = np.eye(length)
         cells = _bin_cells(low, high, bins, scale, length, real)
         return [[Row(each[cell], 0 * each[cell], 0 * each[cell]) for cell in part] for part in cells]
+    if kind == "ps_cells":
+        parts = _bin_cells(low, high, bins, scale, length, real, whole=False)
+        return [[Row.empty(length)._replace(weight=np.eye(length)[part].mean(0))] if part else [] for part in parts]
+    if kind == "ps_avg":
+        kind, aligned = "avg", True
     rows = []
     for p in range(bins):
         visited = _sample_rows(low, high, p, bins, length, scale, ratio, aligned, real)

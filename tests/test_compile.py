@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from helpers import assert_pooled, generic_case
-from roialign import MultiScaleRoIAlign, prroi_pool, roi_align, roi_pool
+from helpers import assert_pooled, for_bins, generic_case
+from roialign import MultiScaleRoIAlign, prroi_pool, ps_roi_align, ps_roi_pool, roi_align, roi_pool
 
 pytestmark = pytest.mark.usefixtures("backend", "fresh_compiler")
 
@@ -23,6 +23,8 @@ POOLS: dict[str, Pool] = {
     "max fixed": lambda input, rois: roi_align(input, rois, 2, 1.0, 2, True, mode="max"),
     "prroi": lambda input, rois: prroi_pool(input, rois, 2),
     "pool": lambda input, rois: roi_pool(input, rois, 2),
+    "ps_align": lambda input, rois: ps_roi_align(for_bins(input, 4), rois, 2),
+    "ps_pool": lambda input, rois: ps_roi_pool(for_bins(input, 4), rois, 2),
 }
 
 
@@ -41,14 +43,14 @@ def boxes(count: int) -> Tensor:
     return rois[torch.arange(count) % len(rois)] + nn.functional.pad(moved, (1, 0))
 
 
-@pytest.mark.parametrize("name", ["avg", "max fixed", "prroi", "pool"])
+@pytest.mark.parametrize("name", ["avg", "max fixed", "prroi", "pool", "ps_align", "ps_pool"])
 def test_compiled_forward_and_backward(name: str) -> None:
     input, _ = generic_case(dtype=torch.float32)
     compiled = torch.compile(POOLS[name], backend="aot_eager", fullgraph=True, dynamic=True)
     for count in (3, 7):
         gradients = []
         for pool in (compiled, POOLS[name]):
-            leaf, rois = input.clone().requires_grad_(), boxes(count).requires_grad_(name != "pool")
+            leaf, rois = input.clone().requires_grad_(), boxes(count).requires_grad_(not name.endswith("pool"))
             pooled = pool(leaf, rois)
             pooled.square().sum().backward()
             gradients.append((pooled, leaf.grad, rois.grad))
@@ -139,7 +141,7 @@ def test_export_with_a_dynamic_map() -> None:
     assert_pooled(program.module()(larger, boxes(7)), POOLS["avg"](larger, boxes(7)), larger)
 
 
-@pytest.mark.parametrize("name", ["avg", "max fixed", "prroi", "pool"])
+@pytest.mark.parametrize("name", ["avg", "max fixed", "prroi", "pool", "ps_align", "ps_pool"])
 def test_a_wrong_box_in_compiled_code_too(name: str) -> None:
     """An index that names no image raises, a box that is not finite gives NaN, and the graph serves on."""
     input, _ = generic_case(dtype=torch.float32)

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.skipif(not available()["native"].ready, reason=availabl
 # PyTorch's opcheck looks at the gradients of tensors that have none.
 opcheck = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
-KINDS = ("avg", "max", "integral", "cells")
-HOW = ([2, 3], [1.0, 1.0], 2, False)  # output size, scales, sampling ratio, aligned
+KINDS = ("avg", "max", "integral", "cells", "ps_avg", "ps_cells")
+HOW = ([1, 3], [1.0, 1.0], 2, False)  # output size, scales, sampling ratio, aligned
 
 
 def case() -> tuple[Tensor, Tensor]:
@@ -31,7 +31,7 @@ def case() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_opcheck_pool(kind: str) -> None:
     map, rois = case()
-    for box_gradient in (False, kind != "cells"):
+    for box_gradient in (False, not kind.endswith("cells")):
         args = ([map.clone().requires_grad_()], rois.clone().requires_grad_(box_gradient), None, kind, *HOW)
         torch.library.opcheck(torch.ops.roialign.pool.default, args)
 
@@ -49,7 +49,7 @@ def test_opcheck_pool_of_two_levels() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_opcheck_gradients(kind: str) -> None:
     map, rois = case()
-    grad = torch.randn(5, 3, 2, 3)
+    grad = torch.randn(5, 1 if kind.startswith("ps_") else 3, 1, 3)
     values = [map] if kind in ("max", "cells") else []
     args = (grad.clone().requires_grad_(), values, [2, 3, 9, 8], False, rois, None, kind, *HOW)
     torch.library.opcheck(torch.ops.roialign.pool_grad.default, args)

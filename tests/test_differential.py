@@ -19,11 +19,11 @@ from torch import Tensor
 
 import oracle
 from helpers import DTYPES, RELATIVE
-from roialign import backends, prroi_pool, roi_align, roi_pool
+from roialign import backends, prroi_pool, ps_roi_align, ps_roi_pool, roi_align, roi_pool
 from strategies import LAYOUTS, lay_out
 
 SECONDS = float(os.environ.get("ROIALIGN_FUZZ_SECONDS", "16"))  # of all kinds together
-KINDS = ("avg", "max", "integral", "cells")
+KINDS = ("avg", "max", "integral", "cells", "ps_avg", "ps_cells")
 VISITED = 2  # boxes of each call that the loops pool too
 needs_native = pytest.mark.skipif(bool(not backends.available()["native"].ready), reason="needs the compiled core")
 
@@ -44,6 +44,10 @@ class Call:
         size = (self.grad.shape[2], self.grad.shape[3])
         if self.kind == "cells":
             return roi_pool(input, rois, size, self.scale)
+        if self.kind == "ps_avg":
+            return ps_roi_align(input, rois, size, self.scale, self.ratio)
+        if self.kind == "ps_cells":
+            return ps_roi_pool(input, rois, size, self.scale)
         if self.kind == "integral":
             return prroi_pool(input, rois, size, self.scale)
         return roi_align(input, rois, size, self.scale, self.ratio, self.aligned, mode=self.kind)
@@ -84,14 +88,16 @@ def edges(rng: random.Random, length: int) -> tuple[float, float]:
 def random_call(kind: str, seed: int) -> Call:
     rng = random.Random(f"{kind} {seed}")
     generator = torch.Generator().manual_seed(seed)
-    shape = (rng.randint(1, 2), rng.choice([1, 2, 3, 17]), rng.randint(1, 8), rng.randint(1, 8))
+    pooled = (rng.choice([1, 2, 3, 17]), rng.randint(1, 4), rng.randint(1, 4))  # channels, height, width
+    group = pooled[1] * pooled[2] if kind.startswith("ps_") else 1
+    shape = (rng.randint(1, 2), pooled[0] * group, rng.randint(1, 8), rng.randint(1, 8))
     dtype = rng.choice(DTYPES)
     values = torch.randn(shape, generator=generator, dtype=torch.float64)
     if rng.random() < 0.3:
         for _ in range(rng.randint(1, 2)):
             values.view(-1)[rng.randrange(values.numel())] = rng.choice([math.inf, -math.inf, math.nan])
-    scale, aligned = rng.choice([1.0, 1.0, 0.25, 0.3, 2.0]), rng.random() < 0.5
-    shift = 0.5 if aligned and kind in ("avg", "max") else 0.0
+    scale, aligned = rng.choice([1.0, 1.0, 0.25, 0.3, 2.0]), rng.random() < 0.5 or kind == "ps_avg"
+    shift = 0.5 if aligned and kind in ("avg", "max", "ps_avg") else 0.0
     numbers = []
     for _ in range(rng.choice([1, 6, 40])):
         y, x = edges(rng, shape[2]), edges(rng, shape[3])
@@ -99,8 +105,7 @@ def random_call(kind: str, seed: int) -> Call:
     rois = torch.tensor(numbers, dtype=torch.float64)
     if rng.random() < 0.5:
         rois = rois.float()
-    size = (rng.randint(1, 4), rng.randint(1, 4))
-    grad = torch.randn((len(numbers), shape[1], *size), generator=generator, dtype=torch.float64)
+    grad = torch.randn((len(numbers), *pooled), generator=generator, dtype=torch.float64)
     return Call(
         kind=kind,
         input=lay_out(values.to(dtype), rng.choice(LAYOUTS)),

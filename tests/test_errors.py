@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import roialign
-from helpers import generic_case, rows, run_python
+from helpers import for_bins, generic_case, rows, run_python
 from hostile import CALLS
-from roialign import prroi_pool, roi_align, roi_pool
+from roialign import prroi_pool, ps_roi_align, ps_roi_pool, roi_align, roi_pool
 from roialign.boxes import whole_index
 
 INF, NAN = float("inf"), float("nan")
@@ -23,7 +23,10 @@ POOLS = {
     "max": lambda input, rois: roi_align(input, rois, 2, mode="max"),
     "prroi": lambda input, rois: prroi_pool(input, rois, 2),
     "pool": lambda input, rois: roi_pool(input, rois, 2),
+    "ps_align": lambda input, rois: ps_roi_align(for_bins(input, 4), rois, 2),
+    "ps_pool": lambda input, rois: ps_roi_pool(for_bins(input, 4), rois, 2),
 }
+CONSTANT = ("pool", "ps_pool")  # in the boxes
 
 
 @functools.cache
@@ -65,7 +68,7 @@ def test_a_box_that_is_not_finite(pool: str, value: float, column: int) -> None:
     clean, rois = generic_case()
     bad = rois.clone()
     bad[2, column] = value
-    input, leaf = clean.clone().requires_grad_(), bad.clone().requires_grad_(pool != "pool")
+    input, leaf = clean.clone().requires_grad_(), bad.clone().requires_grad_(pool not in CONSTANT)
     pooled = POOLS[pool](input, leaf)
     assert pooled[2].isnan().all()
     others = [0, 1, 3, 4, 5]
@@ -73,10 +76,10 @@ def test_a_box_that_is_not_finite(pool: str, value: float, column: int) -> None:
     pooled.nansum().backward()
 
     reference = clean.clone().requires_grad_()
-    leaf_others = rois[others].requires_grad_(pool != "pool")
+    leaf_others = rois[others].requires_grad_(pool not in CONSTANT)
     POOLS[pool](reference, leaf_others).sum().backward()
     torch.testing.assert_close(input.grad, reference.grad, rtol=0, atol=1e-10)
-    if pool != "pool":
+    if pool not in CONSTANT:
         assert torch.equal(leaf.grad[2], torch.zeros(5, dtype=torch.float64))
         torch.testing.assert_close(leaf.grad[others], leaf_others.grad, rtol=0, atol=1e-10)
 

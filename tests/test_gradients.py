@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import oracle
-from helpers import DTYPES, RELATIVE, generic_case, rows
-from roialign import prroi_pool, roi_align, roi_pool
+from helpers import DTYPES, RELATIVE, for_bins, generic_case, rows
+from roialign import prroi_pool, ps_roi_align, ps_roi_pool, roi_align, roi_pool
 from strategies import Case, cases
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -28,8 +28,16 @@ POOLS: dict[str, Pool] = {
     for mode in ("avg", "max")
     for ratio in (0, 2)
     for aligned in (False, True)
-} | {"prroi": lambda input, rois: prroi_pool(input, rois, (2, 1), 0.9)}
-TO_INPUT: dict[str, Pool] = POOLS | {"pool": lambda input, rois: roi_pool(input, rois, (2, 1), 0.9)}
+} | {
+    "prroi": lambda input, rois: prroi_pool(input, rois, (2, 1), 0.9),
+    "ps_align": lambda input, rois: ps_roi_align(for_bins(input, 2), rois, (2, 1), 0.9),
+    "ps_align fixed": lambda input, rois: ps_roi_align(for_bins(input, 2), rois, (2, 1), 0.9, 2),
+}
+TO_INPUT: dict[str, Pool] = POOLS | {
+    "pool": lambda input, rois: roi_pool(input, rois, (2, 1), 0.9),
+    "ps_pool": lambda input, rois: ps_roi_pool(for_bins(input, 2), rois, (2, 1), 0.9),
+}
+CONSTANT = ("pool", "ps_pool")  # in the boxes
 
 
 def with_images(pool: Pool, rois: Tensor) -> Pool:
@@ -58,10 +66,11 @@ def test_gradgradcheck(name: str) -> None:
     assert gradgradcheck(with_images(POOLS[name], rois), (input, coordinates), fast_mode=True)
 
 
-def test_roi_pool_gradcheck() -> None:
+@pytest.mark.parametrize("name", ["pool", "ps_pool"])
+def test_roi_pool_gradcheck(name: str) -> None:
     input, _, rois = leaves()
-    assert gradcheck(lambda map: TO_INPUT["pool"](map, rois), (input,), check_forward_ad=True, check_batched_grad=True)
-    assert gradgradcheck(lambda map: TO_INPUT["pool"](map, rois), (input,))
+    assert gradcheck(lambda map: TO_INPUT[name](map, rois), (input,), check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(lambda map: TO_INPUT[name](map, rois), (input,))
 
 
 @given(case=cases(dtypes=(torch.float64,), box_dtypes=(torch.float64,), minimum=1, most_boxes=6))
@@ -143,7 +152,7 @@ def test_gradient_dtypes(name: str, dtype: torch.dtype) -> None:
     gradients = []
     for kinds in ((dtype, torch.float32), (torch.float64, torch.float64)):
         input = wide_input.to(kinds[0], copy=True).requires_grad_()
-        rois = wide_rois.to(kinds[1], copy=True).requires_grad_(name != "pool")
+        rois = wide_rois.to(kinds[1], copy=True).requires_grad_(name not in CONSTANT)
         TO_INPUT[name](input, rois).sum().backward()
         assert input.grad is not None
         assert input.grad.dtype == input.dtype
@@ -160,7 +169,7 @@ def test_gradient_dtypes(name: str, dtype: torch.dtype) -> None:
 def test_nothing_has_a_gradient_too(name: str, images: int, channels: int, boxes: int) -> None:
     """No boxes, no images, no channels: a gradient of the right shape and dtype, all 0."""
     _, rois = generic_case(dtype=torch.float32)
-    rois = rois[:boxes].clone().requires_grad_(name != "pool")
+    rois = rois[:boxes].clone().requires_grad_(name not in CONSTANT)
     input = torch.rand(images, channels, 5, 6, requires_grad=True)
     pooled = TO_INPUT[name](input, rois)
     assert pooled.shape == (boxes, channels, 2, 1)
@@ -169,7 +178,7 @@ def test_nothing_has_a_gradient_too(name: str, images: int, channels: int, boxes
     assert input.grad.shape == input.shape
     assert input.grad.dtype == input.dtype
     assert (input.grad.abs().sum() > 0) == (boxes > 0 and channels > 0)
-    if name != "pool":
+    if name not in CONSTANT:
         assert rois.grad is not None
         assert rois.grad.shape == rois.shape
         assert (rois.grad.abs().sum() > 0) == (boxes > 0 and channels > 0)
@@ -223,7 +232,7 @@ def test_vmap(name: str) -> None:
 def test_func_transforms_agree_with_autograd(name: str) -> None:
     input, coordinates, rois = (part.detach() for part in leaves())
     pool = with_images(TO_INPUT[name], rois)
-    wanted = (0,) if name == "pool" else (0, 1)
+    wanted = (0,) if name in CONSTANT else (0, 1)
     for argument in wanted:
         others = [input, coordinates]
 

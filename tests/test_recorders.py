@@ -15,7 +15,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 import roialign
 from helpers import assert_pooled, run_python
-from roialign import MultiScaleRoIAlign, PrRoIPool, RoIAlign, RoIPool
+from roialign import MultiScaleRoIAlign, PrRoIPool, PSRoIAlign, PSRoIPool, RoIAlign, RoIPool
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
@@ -55,9 +55,13 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "max": lambda: RoIAlign(2, 0.5, 0, mode="max"),
     "prroi": lambda: PrRoIPool(2, 0.5),
     "pool": lambda: RoIPool(2, 0.5),
+    "ps align": lambda: PSRoIAlign((3, 1), (0.5, 0.4), 2),
+    "ps align, adaptive": lambda: PSRoIAlign((1, 3), 0.5, 0),
+    "ps pool": lambda: PSRoIPool((1, 3), 0.5),
     "list": lambda: Split(RoIAlign(2, 0.5, 2)),
     "pyramid": lambda: Pyramid(MultiScaleRoIAlign(["0", "1"], 2, 2, canonical_scale=10, canonical_level=2)),
 }
+CONSTANT = ("pool", "ps pool")  # in the boxes
 
 
 def example(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -96,7 +100,9 @@ def test_jit_trace(name: str, grad: bool, tmp_path: Path) -> None:
     if grad:
         for pool in (traced, loaded):
             input, rois = example(9, seed=5)
-            leaves = [(input.clone().requires_grad_(), rois.clone().requires_grad_(name != "pool")) for _ in range(2)]
+            leaves = [
+                (input.clone().requires_grad_(), rois.clone().requires_grad_(name not in CONSTANT)) for _ in range(2)
+            ]
             for _ in range(2):  # the second run is the one that TorchScript has optimised
                 for each, (map, boxes) in zip((pool, model), leaves, strict=True):
                     map.grad = boxes.grad = None
@@ -123,7 +129,7 @@ def test_make_fx(name: str, mode: str, pre_dispatch: bool) -> None:
     assert_same(graph, model, (4,) if mode != "symbolic" else (4, 9))
 
 
-@pytest.mark.parametrize("name", ["avg", "max", "prroi", "pool", "list"])
+@pytest.mark.parametrize("name", ["avg", "max", "prroi", "pool", "ps align", "ps pool", "list"])
 def test_torch_fx(name: str) -> None:
     """A call of ours is one node."""
     model = MODULES[name]()
@@ -184,11 +190,11 @@ def test_jit_script(name: str, tmp_path: Path) -> None:
         assert_pooled(each(input, parts), model(input, parts), input)
         found = []
         for pool in (each, model):
-            leaf, boxes = input.clone().requires_grad_(), rois.clone().requires_grad_(name != "pool")
+            leaf, boxes = input.clone().requires_grad_(), rois.clone().requires_grad_(name not in CONSTANT)
             pool(leaf, boxes).square().sum().backward()
             found.append((leaf.grad, boxes.grad))
         torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
-    assert type(model) in (RoIAlign, RoIPool, PrRoIPool)
+    assert type(model) in (RoIAlign, RoIPool, PrRoIPool, PSRoIAlign, PSRoIPool)
 
 
 @pytest.mark.parametrize(
@@ -243,10 +249,10 @@ def test_meta(name: str, dtype: torch.dtype, layout: torch.memory_format) -> Non
     found: list[list[Any]] = []
     for device in ("cpu", "meta"):
         leaf = input.detach().to(device, dtype, memory_format=layout).requires_grad_()
-        boxes = rois.detach().to(device).requires_grad_(name != "pool")
+        boxes = rois.detach().to(device).requires_grad_(name not in CONSTANT)
         pooled = model(leaf, boxes)
         pooled.sum().backward()
-        tensors = [pooled, leaf.grad, *([boxes.grad] if name != "pool" else [])]
+        tensors = [pooled, leaf.grad, *([boxes.grad] if name not in CONSTANT else [])]
         assert all(tensor.device.type == device for tensor in tensors)
         found.append([(tensor.shape, tensor.dtype, tensor.stride()) for tensor in tensors])
     assert found[0] == found[1]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from helpers import RELATIVE, run_python
-from roialign import prroi_pool, roi_align, roi_pool
+from roialign import prroi_pool, ps_roi_align, ps_roi_pool, roi_align, roi_pool
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -31,6 +31,8 @@ def work(seed: int) -> list[Tensor]:
         lambda map, box: roi_align(map, box, 2, 1.0, 2, mode="max"),
         lambda map, box: prroi_pool(map, box, 3),
         lambda map, box: roi_pool(map, box, 3),
+        lambda map, box: ps_roi_align(map[:, :18], box, 3),
+        lambda map, box: ps_roi_pool(map[:, :18], box, 3),
     ):
         leaf = input.clone().requires_grad_()
         pooled = pool(leaf, rois)

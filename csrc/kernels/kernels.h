@@ -48,7 +48,7 @@ struct Piece {
   Access access;
   const void* boxes;  // const Box<A>*, ordered by first touched row
   int64_t box_count;
-  int64_t channel, channel_end;
+  int64_t channel, channel_end;  // sensitive kinds: counted through all bins, in whole blocks
   int64_t row, row_end;  // backward to the input: only these rows of the map
   bool add;              // backward to the input: to what is in `grad` already
   BoxGrad* box_grad;     // backward to the boxes: [box_count], added to
@@ -88,10 +88,14 @@ struct KernelArgs {
 
 using Kernel = void (*)(const KernelArgs&, const Piece&);
 
+struct Directions {
+  const Kernel *forward, *backward_input, *backward_boxes;  // each by DType
+};
+
 struct KernelSet {
   const char* name;
-  const Kernel *forward, *backward_input, *backward_boxes;  // each by DType
-  void (*finish)();                                         // makes streamed stores visible; each worker calls it last
+  Directions common, sensitive;  // sensitive: where each bin has channels of its own
+  void (*finish)();              // makes streamed stores visible; each worker calls it last
 };
 
 extern const KernelSet kernels_baseline, kernels_avx2, kernels_avx512;  // those of them that are built

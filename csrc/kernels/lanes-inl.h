@@ -172,6 +172,8 @@ struct BFloat {
 // A kernel for each dtype of a map, by DType.
 #define ROI_EACH_TYPE(f) {f<float>, f<double>, f<Half>, f<BFloat>}
 extern const Kernel forward_kernels[kMapDTypes], backward_input_kernels[kMapDTypes], backward_boxes_kernels[kMapDTypes];
+extern const Kernel sensitive_forward_kernels[kMapDTypes], sensitive_backward_kernels[kMapDTypes],
+    sensitive_box_grad_kernels[kMapDTypes];
 
 template <class S>
 struct AccumulatorOf {

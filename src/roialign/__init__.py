@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import backends
-from .functional import prroi_pool, roi_align, roi_pool
+from .functional import prroi_pool, ps_roi_align, ps_roi_pool, roi_align, roi_pool
 from .integrations import onnx_legacy, torchscript  # noqa: F401, they register themselves with PyTorch
 from .integrations.accelerate import accelerate
 from .integrations.aten import decomposition_table
 from .integrations.onnx import onnx_translation_table
-from .modules import PrRoIPool, RoIAlign, RoIPool
+from .modules import PrRoIPool, PSRoIAlign, PSRoIPool, RoIAlign, RoIPool
 
 if TYPE_CHECKING:
     from .explain import explain
@@ -19,6 +19,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MultiScaleRoIAlign",
+    "PSRoIAlign",
+    "PSRoIPool",
     "PrRoIPool",
     "RoIAlign",
     "RoIPool",
@@ -28,6 +30,8 @@ __all__ = [
     "explain",
     "onnx_translation_table",
     "prroi_pool",
+    "ps_roi_align",
+    "ps_roi_pool",
     "roi_align",
     "roi_pool",
 ]

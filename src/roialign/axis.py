@@ -202,17 +202,17 @@ def integral_matrix(lo: Tensor, hi: Tensor, bins: int, length: int, scale: float
     return torch.where(bin > 0, (share.detach() - to_next)[..., 1:] + to_next[..., :-1], 0)
 
 
-def pool_cells(lo: Tensor, hi: Tensor, bins: int, scale: float) -> tuple[Tensor, Tensor]:
+def pool_cells(lo: Tensor, hi: Tensor, bins: int, scale: float, last_counts: bool = True) -> tuple[Tensor, Tensor]:
     """The cells of each bin of RoIPool, after its two quantisations, whether or not the map has them.
 
-    The box's edges are rounded to whole cells (halves away from 0), both edge cells included; then each bin is widened
-    to whole cells, so that bins may overlap.
+    The box's edges are rounded to whole cells (halves away from 0), both edge cells included, or not the last one; then
+    each bin is widened to whole cells, so that bins may overlap.
 
     Returns:
         ``[K, P]`` first cell, and ``[K, P]`` the cell after the last.
     """
     first, last = _round_half_away(lo.detach() * scale), _round_half_away(hi.detach() * scale)
-    bin = ((last - first + 1).clamp(min=1) / bins)[:, None]
+    bin = ((last - first + last_counts).clamp(min=1) / bins)[:, None]
     p = torch.arange(bins, device=lo.device, dtype=lo.dtype)
     return (p * bin).floor() + first[:, None], ((p + 1) * bin).ceil() + first[:, None]
 
@@ -226,6 +226,21 @@ def pool_mask(lo: Tensor, hi: Tensor, bins: int, length: int, scale: float) -> T
     begin, end = pool_cells(lo, hi, bins, scale)
     cells = torch.arange(length, device=lo.device, dtype=lo.dtype)
     return (begin[..., None] <= cells) & (cells < end[..., None])
+
+
+def cell_mean_matrix(lo: Tensor, hi: Tensor, bins: int, length: int, scale: float) -> Tensor:
+    """Axis matrix of position-sensitive RoI pooling: each row is the mean over the cells of its bin.
+
+    The box ends before the cell that its upper edge is rounded to, and the map's last cell is never read: so
+    torchvision's operator has it, on whose numbers models are trained. A bin without cells gives 0.
+
+    Returns:
+        ``[K, P, L]`` in the edges' dtype, without gradient.
+    """
+    begin, end = pool_cells(lo, hi, bins, scale, last_counts=False)
+    cells = torch.arange(length, device=lo.device, dtype=lo.dtype)
+    covered = (begin[..., None] <= cells) & (cells < end[..., None].clamp(max=length - 1))
+    return covered.to(lo.dtype) / covered.sum(-1, keepdim=True).clamp(min=1)
 
 
 def _bin_indices(window: Window, bins: int) -> Tensor:

@@ -155,6 +155,90 @@ def roi_pool(input: Tensor, boxes: Boxes, output_size: OutputSize, spatial_scale
     return backends.pool([input], checked_rois(input, boxes), None, spec)
 
 
+def ps_roi_align(
+    input: Tensor,
+    boxes: Boxes,
+    output_size: OutputSize,
+    spatial_scale: SpatialScale = 1.0,
+    sampling_ratio: int = -1,
+) -> Tensor:
+    """Pool each bin of a box from channels of its own by bilinear sampling (position-sensitive RoIAlign).
+
+    The map has ``C = Cout * height * width`` channels, and bin (p, q) of the output's channel c is pooled from channel
+    ``(c * height + p) * width + q``: the mean of its samples, as :func:`roi_align` with ``aligned=True`` places them.
+    Drop-in for ``torchvision.ops.ps_roi_align``.
+
+    Example:
+        >>> import torch
+        >>> from roialign import ps_roi_align
+        >>> left, right = torch.ones(8, 8), torch.full((8, 8), 5.0)
+        >>> ps_roi_align(torch.stack([left, right])[None], [torch.tensor([[1.0, 1.0, 5.0, 5.0]])], (1, 2))
+        tensor([[[[1., 5.]]]])
+
+    Args:
+        input: feature map ``[N, C, H, W]``; float16, bfloat16, float32 or float64, any strides.
+        boxes: as in :func:`roi_align`.
+        output_size: bins, an int or (height, width); height * width divides C.
+        spatial_scale: cells of the feature map per pixel of the image; or (y, x) scales.
+        sampling_ratio: samples per bin along each axis; 0 or less takes ``ceil(box size in cells / bins)``.
+
+    Returns:
+        ``[K, C / (height * width), height, width]`` in the input's dtype; differentiable to the input and to the boxes,
+        twice. A box without extent gives 0 where the grid is adaptive (torchvision: NaN).
+
+    Raises:
+        IndexError, TypeError, ValueError: as :func:`roi_align` does; ValueError also if C is no multiple of the bins.
+
+    References:
+        Dai et al., "R-FCN", https://arxiv.org/abs/1605.06409, section 2, with RoIAlign's samples, as in Li et al.,
+        "Light-Head R-CNN", https://arxiv.org/abs/1711.07264.
+    """
+    if overrides(input, boxes):
+        args = (input, boxes, output_size, spatial_scale, sampling_ratio)
+        return handle_torch_function(ps_roi_align, relevant(input, boxes), *args)
+    check_input(input)
+    size, scale = check_output_size(output_size), check_scale(spatial_scale)
+    spec = Pooling("ps_avg", size, scale, check_sampling_ratio(sampling_ratio), aligned=True)
+    return backends.pool([input], checked_rois(input, boxes), None, spec)
+
+
+def ps_roi_pool(input: Tensor, boxes: Boxes, output_size: OutputSize, spatial_scale: SpatialScale = 1.0) -> Tensor:
+    """Pool each bin of a box from channels of its own by the mean over whole cells (position-sensitive RoI pooling).
+
+    The channels are those of :func:`ps_roi_align`. The box and its bins are rounded to whole cells; the cell of the
+    upper edge does not count, and nor do the map's last row and column. Drop-in for ``torchvision.ops.ps_roi_pool``.
+
+    Example:
+        >>> import torch
+        >>> from roialign import ps_roi_pool
+        >>> ramp = torch.arange(64.0).reshape(1, 1, 8, 8)
+        >>> ps_roi_pool(torch.cat([ramp, -ramp], 1), [torch.tensor([[0.0, 0.0, 4.0, 2.0]])], (1, 2))
+        tensor([[[[ 4.5000, -6.5000]]]])
+
+    Args:
+        input: feature map ``[N, C, H, W]``; float16, bfloat16, float32 or float64, any strides.
+        boxes: as in :func:`roi_align`.
+        output_size: bins, an int or (height, width); height * width divides C.
+        spatial_scale: cells of the feature map per pixel of the image; or (y, x) scales.
+
+    Returns:
+        ``[K, C / (height * width), height, width]`` in the input's dtype; differentiable to the input. It is constant
+        in the boxes almost everywhere, so they get no gradient. A bin without cells gives 0.
+
+    Raises:
+        IndexError, TypeError, ValueError: as :func:`ps_roi_align` does.
+
+    References:
+        Dai et al., "R-FCN", https://arxiv.org/abs/1605.06409, section 2.
+    """
+    if overrides(input, boxes):
+        args = (input, boxes, output_size, spatial_scale)
+        return handle_torch_function(ps_roi_pool, relevant(input, boxes), *args)
+    check_input(input)
+    spec = Pooling("ps_cells", check_output_size(output_size), check_scale(spatial_scale))
+    return backends.pool([input], checked_rois(input, boxes), None, spec)
+
+
 def overrides(input: Tensor, boxes: Boxes) -> bool:
     """Whether an argument takes the call over by PyTorch's protocol, as the proxies of ``torch.fx`` do to record it."""
     return has_torch_function((input, boxes)) or (isinstance(boxes, list | tuple) and has_torch_function(boxes))

@@ -46,7 +46,9 @@ def multi_scale_roi_align(
         level = fpn_levels(boxes, levels, canonical_scale, canonical_level)
     spec = Pooling(kind, check_output_size(output_size), [scale for pair in pairs for scale in pair])
     if KINDS[kind].samples:
-        spec = spec._replace(sampling_ratio=check_sampling_ratio(sampling_ratio), aligned=aligned)
+        spec = spec._replace(
+            sampling_ratio=check_sampling_ratio(sampling_ratio), aligned=aligned or KINDS[kind].sensitive
+        )
     return backends.pool(features, rois, level, spec)
 
 

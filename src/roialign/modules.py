@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .functional import prroi_pool, roi_align, roi_pool
+from .functional import prroi_pool, ps_roi_align, ps_roi_pool, roi_align, roi_pool
 from .spec import (
     OutputSize,
     SpatialScale,
@@ -60,7 +60,7 @@ class RoIAlign(nn.Module):
 
 
 class _SimplePool(nn.Module):
-    """What the two operators without options share."""
+    """What the operators without options share."""
 
     def __init__(self, output_size: OutputSize, spatial_scale: SpatialScale) -> None:
         super().__init__()
@@ -86,3 +86,27 @@ class RoIPool(_SimplePool):
     def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
         """Pool ``input`` ``[N, C, H, W]`` under ``rois``; returns ``[K, C, height, width]``."""
         return roi_pool(input, rois, self.output_size, self.spatial_scale)
+
+
+class PSRoIAlign(_SimplePool):
+    """Position-sensitive RoIAlign with fixed arguments; see :func:`roialign.ps_roi_align`."""
+
+    def __init__(self, output_size: OutputSize, spatial_scale: SpatialScale, sampling_ratio: int) -> None:
+        super().__init__(output_size, spatial_scale)
+        self.sampling_ratio = check_sampling_ratio(sampling_ratio)
+
+    def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
+        """Pool ``input`` ``[N, C, H, W]`` under ``rois``; returns ``[K, C / (height * width), height, width]``."""
+        return ps_roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio)
+
+    def extra_repr(self) -> str:
+        """Arguments, for ``repr``."""
+        return f"{super().extra_repr()}, sampling_ratio={self.sampling_ratio}"
+
+
+class PSRoIPool(_SimplePool):
+    """Position-sensitive RoI pooling with fixed arguments; see :func:`roialign.ps_roi_pool`."""
+
+    def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
+        """Pool ``input`` ``[N, C, H, W]`` under ``rois``; returns ``[K, C / (height * width), height, width]``."""
+        return ps_roi_pool(input, rois, self.output_size, self.spatial_scale)

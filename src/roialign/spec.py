@@ -25,11 +25,13 @@ class Kind(NamedTuple):
         operator: the name of its function.
         maximum: it takes a maximum; where that lies depends on the map, so its gradient needs the map again.
         samples: it takes bilinear samples, so that it has a sampling ratio and may be aligned.
+        sensitive: to the position: each bin has channels of the map for itself. Samples are always aligned then.
     """
 
     operator: str
     maximum: bool
     samples: bool
+    sensitive: bool = False
 
 
 KINDS = {
@@ -37,8 +39,10 @@ KINDS = {
     "max": Kind("roi_align", maximum=True, samples=True),
     "integral": Kind("prroi_pool", maximum=False, samples=False),
     "cells": Kind("roi_pool", maximum=True, samples=False),  # whole ones
+    "ps_avg": Kind("ps_roi_align", maximum=False, samples=True, sensitive=True),
+    "ps_cells": Kind("ps_roi_pool", maximum=False, samples=False, sensitive=True),
 }
-MODES = tuple(name for name, kind in KINDS.items() if kind.samples)  # of roi_align
+MODES = tuple(name for name, kind in KINDS.items() if kind.operator == "roi_align")
 
 
 class Pooling(NamedTuple):
@@ -61,6 +65,20 @@ class Pooling(NamedTuple):
     def scale(self, level: int) -> Scale:
         """The (y, x) scale of one feature map."""
         return self.scales[2 * level], self.scales[2 * level + 1]
+
+    @property
+    def group(self) -> int:
+        """Channels of the map from which one channel of the output is pooled."""
+        return math.prod(self.output_size) if KINDS[check_kind(self.kind)].sensitive else 1
+
+    def pooled_channels(self, channels: int) -> int:
+        """Channels of the output of a map that has so many."""
+        if self.group < 1 or channels % self.group:
+            raise ValueError(
+                f"input: got {channels} channels; expected a multiple of height * width of "
+                f"output_size={tuple(self.output_size)}, since each bin has channels of its own"
+            )
+        return channels // self.group
 
     def on(self, level: int) -> Pooling:
         """The same on one feature map."""

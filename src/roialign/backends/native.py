@@ -74,7 +74,7 @@ def why_not(call: Call) -> str:
 
 
 def _pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
-    return pool_into(operator.make_output(features, rois, spec.output_size), features, rois, level, spec)
+    return pool_into(operator.make_output(features, rois, spec), features, rois, level, spec)
 
 
 def pool_grad(
@@ -90,7 +90,7 @@ def pool_grad(
     grads = operator.make_gradients(grad, shapes, channels_last)
     if rois is None:
         raise operator.none_given("rois")
-    grad = _dense(grad, (*rois.shape[:1], shapes[1], *spec.output_size))
+    grad = _dense(grad, (*rois.shape[:1], spec.pooled_channels(shapes[1]), *spec.output_size))
     targets = tuple([_array(each) for each in grads])
     bad = _core.backward_input(targets, *_arguments(features, rois, level, grad, spec))
     if bad >= 0:
@@ -101,7 +101,8 @@ def pool_grad(
 def _pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
     if rois is None or grad is None or not features or features[0] is None:
         raise operator.none_given("rois" if rois is None else "grad" if grad is None else "features[0]")
-    grad = _dense(grad, (*rois.shape[:1], *features[0].shape[1:2], *spec.output_size))
+    channels = [spec.pooled_channels(length) for length in features[0].shape[1:2]]
+    grad = _dense(grad, (*rois.shape[:1], *channels, *spec.output_size))
     arguments = _arguments(features, rois, level, grad, spec)
     out = torch.empty(rois.shape, dtype=rois.dtype)
     bad = _core.backward_boxes(out.data_ptr(), *arguments)

@@ -216,7 +216,7 @@ def _vmap_pool(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor,
     return out.reshape(size, rois.shape[1], *out.shape[1:]), 0
 
 
-def make_output(features: list[Tensor], rois: Tensor, output_size: Sequence[int]) -> Tensor:
+def make_output(features: list[Tensor], rois: Tensor, spec: Pooling) -> Tensor:
     """An output of the right shape, dtype and layout."""
     if not features:
         raise ValueError("features: got no maps; expected at least one")
@@ -227,9 +227,10 @@ def make_output(features: list[Tensor], rois: Tensor, output_size: Sequence[int]
         raise ValueError(f"features[0]: got a tensor of shape {tuple(first.shape)}; expected [N, C, H, W]")
     if rois.dim() != 2:
         raise ValueError(f"rois: got a tensor of shape {tuple(rois.shape)}; expected [K, 5]")
+    output_size = spec.output_size
     if len(output_size) != 2 or not (0 < output_size[0] <= MOST_BINS and 0 < output_size[1] <= MOST_BINS):
         raise ValueError(f"output_size: got {output_size}; expected (height, width), each from 1 to 2**24")
-    size = (rois.shape[0], first.shape[1], output_size[0], output_size[1])
+    size = (rois.shape[0], spec.pooled_channels(first.shape[1]), output_size[0], output_size[1])
     return allocate(size, first, is_channels_last(first))
 
 
@@ -253,7 +254,7 @@ def none_given(name: str) -> TypeError:
 
 
 def _fake_pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
-    out = make_output(features, rois, spec.output_size)
+    out = make_output(features, rois, spec)
     _check_devices(features[0], features, rois, level)
     return out
 

@@ -76,7 +76,21 @@ def _mean(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
 
     def mean(maps: Tensor, rois: Tensor) -> Tensor:
         (ay,), (ax,) = _each_axis(matrix, rois, lengths, spec)
-        return _contract(maps, ay, ax)
+        return _contract(maps, ay, ax, KINDS[spec.kind].sensitive)
+
+    return _over_boxes(input, rois, spec, mean, rows=size)
+
+
+def _cell_mean(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
+    """The same with the mean of each bin's cells."""
+    size, lengths = spec.output_size, input.shape[2:]
+
+    def matrix(along: int, lo: Tensor, hi: Tensor) -> list[Tensor]:
+        return [axis.cell_mean_matrix(lo, hi, size[along], lengths[along], spec.scale(0)[along])]
+
+    def mean(maps: Tensor, rois: Tensor) -> Tensor:
+        (ay,), (ax,) = _each_axis(matrix, rois, lengths, spec)
+        return _contract(maps, ay, ax, KINDS[spec.kind].sensitive)
 
     return _over_boxes(input, rois, spec, mean, rows=size)
 
@@ -194,8 +208,9 @@ def _over_boxes(
     intermediate. A box that is not usable is pooled as the empty box and its output replaced by NaN, so that its
     gradient is 0.
     """
-    images, channels, height, width = input.shape
-    boxes, output_size = rois.shape[0], spec.output_size
+    images, _, height, width = input.shape
+    boxes, output_size, group = rois.shape[0], spec.output_size, spec.group
+    channels = spec.pooled_channels(input.shape[1])
     check_memory("input", input)
     check_memory("boxes", rois)
     if not tracing.hides_values(rois) and boxes * channels * output_size[0] * output_size[1] * input.itemsize >= 2**47:
@@ -216,20 +231,20 @@ def _over_boxes(
         pool = partial(checkpoint, tracing.values_seen()(pool), use_reentrant=False, preserve_rng_state=False)
 
     def part(box: slice, channel: slice) -> Tensor:
-        maps = (work if images == 1 else work.index_select(0, index[box]))[:, channel]
-        return pool(maps, rois[box])
+        maps = work if images == 1 else work.index_select(0, index[box])
+        return pool(maps[:, channel], rois[box])
 
     with torch.autocast("cpu" if input.is_meta else input.device.type, enabled=False):  # meta tensors know no autocast
         if tracing.hides_values(input, rois):
             out = part(slice(None), slice(None))
         else:
-            cost = max(1, rows[0] * (width + rows[1]) + (height * width if images > 1 else 0))  # per box and channel
+            cost = max(1, rows[0] * (width + rows[1]) + (height * width if images > 1 else 0)) * group  # of a channel
             matrices = 8 * (rows[0] * height + rows[1] * width)  # per box, with what making them takes
             some_channels = min(max(1, CHUNK // cost), max(1, channels))
             some_boxes = max(1, CHUNK // (cost * some_channels + matrices))
             out = torch.cat([
                 torch.cat([
-                    part(slice(k, k + some_boxes), slice(c, c + some_channels))
+                    part(slice(k, k + some_boxes), slice(c * group, (c + some_channels) * group))
                     for c in range(0, max(1, channels), some_channels)
                 ], 1)
                 for k in range(0, max(1, boxes), some_boxes)
@@ -238,13 +253,19 @@ def _over_boxes(
     return laid_out_as(input, out)
 
 
-def _contract(maps: Tensor, ay: Tensor, ax: Tensor) -> Tensor:
+def _contract(maps: Tensor, ay: Tensor, ax: Tensor, sensitive: bool = False) -> Tensor:
     """``ay @ maps @ ax.T`` per box and channel; a cell of zero weight counts nothing even if it is not finite.
 
-    A cell that is not finite has no slope: it gives nothing to the gradient to the box.
+    A cell that is not finite has no slope: it gives nothing to the gradient to the box. ``sensitive``: bin (p, q) takes
+    one row of each matrix, and channels of its own, ``(c * PH + p) * PW + q``.
     """
 
     def product(maps: Tensor, ay: Tensor, ax: Tensor) -> Tensor:
+        if sensitive:
+            bins = (ay.shape[1], ax.shape[1])
+            maps = maps.unflatten(-3, (maps.shape[-3] // (bins[0] * bins[1]), *bins))
+            equation = "kph,cpqhw->kcpqw" if maps.dim() == 5 else "kph,kcpqhw->kcpqw"
+            return torch.einsum("kcpqw,kqw->kcpq", torch.einsum(equation, ay, maps), ax)
         equation = "kph,chw->kcpw" if maps.dim() == 3 else "kph,kchw->kcpw"
         return torch.einsum("kcpw,kqw->kcpq", torch.einsum(equation, ay, maps), ax)
 
@@ -281,4 +302,6 @@ POOLS: dict[str, Callable[[Tensor, Tensor, Pooling], Tensor]] = {
     "max": _maximum,
     "integral": _integral,
     "cells": _cells,
+    "ps_avg": _mean,
+    "ps_cells": _cell_mean,
 }

@@ -14,11 +14,17 @@ __all__ = ["onnx_translation_table"]
 INT64, DOUBLE = 7, 11  # of ONNX's TensorProto
 
 AOT = "deploy with AOTInductor, which runs our own operator (see the documentation on ONNX Runtime)"
+SENSITIVE = (
+    "ONNX has no position-sensitive pooling. Export the program once it is plain ATen, "
+    "torch.export.export(...).run_decompositions(roialign.decomposition_table()), or " + AOT
+)
 REFUSED = {
     "max": "ONNX's RoiAlign takes the maximum over a sample's four weighted corners, not over interpolated samples as "
     "mode='max' means (https://github.com/onnx/onnx/issues/4764). Use mode='avg', or " + AOT,
     "integral": "ONNX has no exact integration (Precise RoI pooling). Use roi_align, which comes close to it with "
     "aligned=False and a large sampling_ratio, or " + AOT,
+    "ps_avg": SENSITIVE,
+    "ps_cells": SENSITIVE,
 }
 
 

@@ -63,6 +63,31 @@ def _roi_pool(
     return pooled
 
 
+def _ps_roi_align(
+    input: Tensor,
+    boxes: Tensor | list[Tensor],
+    output_size: BroadcastingList2[int],
+    spatial_scale: BroadcastingList2[float] = 1.0,
+    sampling_ratio: int = -1,
+) -> Tensor:
+    listed = not isinstance(boxes, Tensor)
+    pooled: Tensor = torch.ops.roialign.ps_roi_align(
+        input, _as_list(boxes), listed, output_size, spatial_scale, sampling_ratio
+    )
+    return pooled
+
+
+def _ps_roi_pool(
+    input: Tensor,
+    boxes: Tensor | list[Tensor],
+    output_size: BroadcastingList2[int],
+    spatial_scale: BroadcastingList2[float] = 1.0,
+) -> Tensor:
+    listed = not isinstance(boxes, Tensor)
+    pooled: Tensor = torch.ops.roialign.ps_roi_pool(input, _as_list(boxes), listed, output_size, spatial_scale)
+    return pooled
+
+
 def _multi_scale_roi_align(
     x: dict[str, Tensor],
     boxes: list[Tensor],
@@ -138,6 +163,18 @@ register(
     _roi_pool,
     _ONE,
     lambda input, boxes, listed, *how: functional.roi_pool(input, _given(boxes, listed), *how),
+)
+register(
+    functional.ps_roi_align,
+    _ps_roi_align,
+    f"{_ONE}, SymInt sampling_ratio",
+    lambda input, boxes, listed, *how: functional.ps_roi_align(input, _given(boxes, listed), *how),
+)
+register(
+    functional.ps_roi_pool,
+    _ps_roi_pool,
+    _ONE,
+    lambda input, boxes, listed, *how: functional.ps_roi_pool(input, _given(boxes, listed), *how),
 )
 register(
     levels.multi_scale_roi_align,

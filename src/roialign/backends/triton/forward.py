@@ -135,7 +135,7 @@ def _gather(
 
 def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
     """Forward, see ``operator.Kernels``."""
-    out = operator.make_output(features, rois, spec.output_size)
+    out = operator.make_output(features, rois, spec)
     if out.numel() == 0:
         return out
     real = torch.promote_types(out.dtype, torch.float32)

@@ -282,7 +282,7 @@ def _sum_slopes(
 
 def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
     """Forward, see ``operator.Kernels``."""
-    out = operator.make_output(features, rois, spec.output_size)
+    out = operator.make_output(features, rois, spec)
     real = torch.promote_types(out.dtype, torch.float32)
     candidates = make_candidates([each.shape for each in features], rois, level, spec, real)
     _find(features, candidates, spec, out, winners=False)
