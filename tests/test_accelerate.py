@@ -21,7 +21,8 @@ from roialign.integrations.accelerate import KERNELS
 pytestmark = pytest.mark.skipif(bool(native.UNREADY), reason=f"nothing to take over with: {native.UNREADY}")
 
 OURS = os.path.join("roialign", "integrations", "accelerate.py")  # where a kernel of ours is registered
-OPERATORS = ("roi_align", "_roi_align_backward", "roi_pool", "_roi_pool_backward")
+POOLS = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
+OPERATORS = [name for pool in POOLS for name in (pool, f"_{pool}_backward")]
 
 
 def dumps() -> list[str]:
@@ -57,6 +58,9 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "module": lambda x, rois: torchvision.ops.RoIAlign(3, 0.7, 2)(x, rois),
     "scale below 0": lambda x, rois: torchvision.ops.roi_align(x, rois, 3, -0.5, 2),
     "roi_pool": lambda x, rois: torchvision.ops.roi_pool(x, rois, 3, 0.7),
+    "ps_roi_align": lambda x, rois: torchvision.ops.ps_roi_align(x[:, 1:], rois, (3, 2), 0.7, 2),
+    "ps_roi_align adaptive": lambda x, rois: torchvision.ops.ps_roi_align(x[:, 1:], rois, 3, 0.5),
+    "ps_roi_pool": lambda x, rois: torchvision.ops.ps_roi_pool(x[:, 1:], rois, (2, 3), 0.7),
     "pyramid": lambda x, rois: torchvision.ops.MultiScaleRoIAlign(["0", "1"], 3, 2, canonical_scale=12)(
         {"0": x, "1": x[..., ::2, ::2]}, by_image(rois, 2), [(26, 34), (20, 30)]
     ),
@@ -131,6 +135,9 @@ def test_wrong_arguments_are_torchvisions_errors() -> None:
         lambda: torchvision.ops.roi_align(input, rois, (-1, 3)),
         lambda: torch.ops.torchvision.roi_align(input, rois[:, :4], 1.0, 3, 3, 2, False),
         lambda: torchvision.ops.roi_pool(input, rois.double(), 3),
+        lambda: torchvision.ops.ps_roi_align(input, rois, 3),  # 19 channels
+        lambda: torchvision.ops.ps_roi_pool(input, rois, 3),
+        lambda: torchvision.ops.ps_roi_pool(input[:, 1:], rois.double(), 3),
     ]
     for call in wrong:
         with pytest.raises(RuntimeError) as before:
@@ -177,7 +184,16 @@ def test_autocast_as_torchvision_has_it(dtype: torch.dtype) -> None:
     torch.testing.assert_close(grad, expected_grad, rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("pool", [torchvision.ops.roi_align, torchvision.ops.roi_pool], ids=["align", "pool"])
+def of_18_channels(pool: Any) -> Callable[..., Tensor]:
+    return lambda input, *call: pool(input[:, 1:], *call)
+
+
+EACH = {pool: getattr(torchvision.ops, pool) for pool in POOLS[:2]} | {
+    pool: of_18_channels(getattr(torchvision.ops, pool)) for pool in POOLS[2:]
+}
+
+
+@pytest.mark.parametrize("pool", EACH.values(), ids=EACH)
 def test_fraction_of_a_batch_index_is_dropped_as_torchvision_does(pool: Any) -> None:
     input, rois = random_case()
     input.requires_grad_()
@@ -215,10 +231,24 @@ def test_meta_and_other_operators_are_left_alone() -> None:
         assert torchvision.ops.ps_roi_align(input[:, :18], rois, 3).shape == (60, 2, 3, 3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("name", ["ps_roi_align", "ps_roi_pool"])
+def test_position_sensitive_operators_tell_the_channels_too(name: str, dtype: torch.dtype) -> None:
+    input, rois = random_case(dtype)
+    call = (input[:, 1:], rois, 0.7, 3, 2, *([2] if name == "ps_roi_align" else []))
+    operator = getattr(torch.ops.torchvision, name)
+    expected, expected_mapping = operator(*call)
+    with roialign.accelerate():
+        actual, mapping = operator(*call)
+    assert_pooled(actual, expected, input)
+    assert torch.equal(mapping, expected_mapping)
+    assert (mapping.dtype, mapping.stride()) == (expected_mapping.dtype, expected_mapping.stride())
+
+
 # What would be a crash or foreign memory is ours.
 
 
-@pytest.mark.parametrize("pool", [torchvision.ops.roi_align, torchvision.ops.roi_pool], ids=["align", "pool"])
+@pytest.mark.parametrize("pool", EACH.values(), ids=EACH)
 def test_what_would_crash(pool: Any) -> None:
     input, rois = random_case()
     with roialign.accelerate():

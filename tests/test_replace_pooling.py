@@ -116,6 +116,8 @@ def test_single_modules_give_what_they_gave(aligned: bool) -> None:
     single = {
         "torchvision": torchvision.ops.RoIAlign((2, 3), 0.9, 2, aligned),
         "cells": torchvision.ops.RoIPool(3, 0.9),
+        "sensitive": torchvision.ops.PSRoIAlign((2, 1), 0.9, 2),
+        "sensitive cells": torchvision.ops.PSRoIPool((1, 2), 0.9),
         "detectron2": detectron2_align(0.9, aligned),
         "mmcv": mmcv_align(aligned=aligned),
         "mmcv through torchvision": mmcv_align(aligned=aligned, use_torchvision=True, pool_mode="max"),
@@ -178,7 +180,6 @@ def test_what_is_left_is_named_with_the_reason() -> None:
         "mine": Mine(2, 1.0, 2),
         "patched": patched,
         "stateful": stateful,
-        "sensitive": torchvision.ops.PSRoIAlign(2, 1.0, 2),
         "mmcv": foreign("mmcv.ops.roi_pool.RoIPool", torchvisions),
         "wrong": torchvision.ops.RoIAlign(2, -1.0, 2),
         "ours": roialign.RoIAlign(2, 1.0, 2),
@@ -193,7 +194,6 @@ def test_what_is_left_is_named_with_the_reason() -> None:
         "mine": "a subclass of torchvision.ops.roi_align.RoIAlign",
         "patched": "its forward was replaced",
         "stateful": "buffers of its own",
-        "sensitive": "position-sensitive",
         "mmcv": "does not round",
         "wrong": "spatial_scale: got -1.0",
     }

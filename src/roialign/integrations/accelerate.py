@@ -42,12 +42,14 @@ def accelerate(model: nn.Module | None = None) -> Acceleration | Replacement:
     ``ROIAlign``; models built or compiled before the call too. On a CPU it is so in float32 and float64, on CUDA and
     ROCm in the calls that torchvision's kernels cannot do rightly: half precision, deterministic mode, 2**31 numbers.
     Other answers are torchvision's, save that what would crash or read foreign memory answers as
-    :func:`roialign.roi_align` does. ``roi_pool`` is as fast as before, but guarded likewise.
+    :func:`roialign.roi_align` does. ``roi_pool`` is as fast as before, but guarded likewise. ``ps_roi_align`` and the
+    forward of ``ps_roi_pool`` are taken over on a CPU; a box without extent then gives 0, where torchvision's divides by
+    its 0 samples.
 
     With a model, its pooling modules are replaced by ours, which have all that ours offer (a pyramid in one call,
     gradients to boxes, second derivatives, half precision summed in float32) on every device; ``state_dict`` and hooks
-    stay. Replaced are torchvision's ``RoIAlign``, ``RoIPool`` and ``MultiScaleRoIAlign``, detectron2's ``ROIAlign`` and
-    ``ROIPooler``, and mmcv's ``RoIAlign``.
+    stay. Replaced are torchvision's ``RoIAlign``, ``RoIPool``, ``PSRoIAlign``, ``PSRoIPool`` and ``MultiScaleRoIAlign``,
+    detectron2's ``ROIAlign`` and ``ROIPooler``, and mmcv's ``RoIAlign``.
 
     Example:
         >>> import torch, torchvision, roialign
@@ -228,6 +230,84 @@ def _make_roi_pool(theirs: Any) -> Kernel:
     return roi_pool
 
 
+def _make_ps_roi_align(theirs: Any) -> Kernel:
+    def ps_roi_align(
+        input: Tensor, rois: Tensor, scale: float, height: int, width: int, ratio: int
+    ) -> tuple[Tensor, Tensor]:
+        call = (scale, height, width, ratio)
+        if input.dtype == torch.float16 or not _fits_bins(input, rois, height, width):
+            return _guarded(theirs, input, rois, *call)
+        return _pool_sensitively(input, rois, Pooling("ps_avg", (height, width), (scale, scale), max(ratio, 0), True))
+
+    return ps_roi_align
+
+
+def _make_ps_roi_align_backward(theirs: Any) -> Kernel:
+    def ps_roi_align_backward(
+        grad: Tensor, rois: Tensor, mapping: Tensor, scale: float, height: int, width: int, ratio: int, *shape: int
+    ) -> Tensor:
+        if grad.dtype == torch.float16 or not _fits(grad, rois) or grad.numel() == 0:
+            return _guarded_gradient(theirs, grad, rois, mapping, scale, height, width, ratio, *shape)
+        spec = Pooling("ps_avg", (height, width), (scale, scale), max(ratio, 0), True)
+        return _with_whole_indices(
+            lambda rois: native.pool_grad(grad, [], list(shape), False, rois, None, spec)[0], rois, shape[0]
+        )
+
+    return ps_roi_align_backward
+
+
+def _make_ps_roi_pool(theirs: Any) -> Kernel:
+    def ps_roi_pool(input: Tensor, rois: Tensor, scale: float, height: int, width: int) -> tuple[Tensor, Tensor]:
+        if input.dtype == torch.float16 or not _fits_bins(input, rois, height, width):
+            return _guarded(theirs, input, rois, scale, height, width)
+        return _pool_sensitively(input, rois, Pooling("ps_cells", (height, width), (scale, scale)))
+
+    return ps_roi_pool
+
+
+def _make_ps_roi_pool_backward(theirs: Any) -> Kernel:
+    """torchvision's own, behind our checks: at the map's last row and column it is not the forward's derivative."""
+
+    def ps_roi_pool_backward(grad: Tensor, rois: Tensor, mapping: Tensor, *how: Any) -> Tensor:
+        return _guarded_gradient(theirs, grad, rois, mapping, *how)
+
+    return ps_roi_pool_backward
+
+
+def _fits_bins(input: Tensor, rois: Tensor, height: int, width: int) -> bool:
+    """Whether torchvision has an answer to a position-sensitive call."""
+    if not _fits(input, rois) or height < 1 or width < 1 or input.shape[1] % (height * width):
+        return False
+    if rois.shape[0] and not input.shape[2] * input.shape[3]:
+        check_boxes(input, rois)  # raises: boxes on an empty map
+    return True
+
+
+def _pool_sensitively(input: Tensor, rois: Tensor, spec: Pooling) -> tuple[Tensor, Tensor]:
+    """Pooled, and the channel that each number was pooled from, which torchvision's gradient is handed."""
+    shape = (spec.pooled_channels(input.shape[1]), *spec.output_size)
+    out = allocate((rois.shape[0], *shape), input, channels_last=False)
+    mapping = torch.arange(input.shape[1], dtype=torch.int32).reshape(shape).expand(out.shape).contiguous()
+    pooled = _with_whole_indices(lambda rois: native.pool_into(out, [input], rois, None, spec), rois, input.shape[0])
+    return pooled, mapping
+
+
+def _guarded(theirs: Any, input: Tensor, rois: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
+    """torchvision's own kernel for what is its: half precision, and its errors."""
+    if not _fits(input, rois):
+        return theirs.call_boxed(CPU, input, rois, *call)  # type: ignore[no-any-return]
+    rois, odd = _safe_boxes(rois, input.shape[0], call[0])
+    pooled, mapping = theirs.call_boxed(CPU, input, rois, *call)
+    return pooled if odd is None else pooled.masked_fill_(odd[:, None, None, None], torch.nan), mapping
+
+
+def _guarded_gradient(theirs: Any, grad: Tensor, rois: Tensor, mapping: Tensor, scale: float, *how: Any) -> Tensor:
+    if _fits(grad, rois):
+        rois, odd = _safe_boxes(rois, how[-4], scale)
+        grad = grad if odd is None else grad.masked_fill(odd[:, None, None, None], 0)
+    return theirs.call_boxed(CPU, grad, rois, mapping, scale, *how)  # type: ignore[no-any-return]
+
+
 def _fits(pixels: Tensor, rois: Tensor) -> bool:
     """Whether torchvision has an answer to such tensors."""
     return pixels.dtype is rois.dtype and pixels.dtype in DTYPES and pixels.dim() == 4 and rois.shape[1:] == (5,)
@@ -265,4 +345,8 @@ KERNELS: dict[str, Callable[[Any], Kernel]] = {
     "roi_align": _make_roi_align,
     "_roi_align_backward": _make_roi_align_backward,
     "roi_pool": _make_roi_pool,
+    "ps_roi_align": _make_ps_roi_align,
+    "_ps_roi_align_backward": _make_ps_roi_align_backward,
+    "ps_roi_pool": _make_ps_roi_pool,
+    "_ps_roi_pool_backward": _make_ps_roi_pool_backward,
 }

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..modules import RoIAlign, RoIPool
+from ..modules import PSRoIAlign, PSRoIPool, RoIAlign, RoIPool
 from .detectron2 import ROIPooler
 
 
@@ -134,6 +134,10 @@ def _detectron2_pyramid(module: Any) -> nn.Module:
 REPLACEMENTS: dict[str, Callable[[Any], nn.Module]] = {
     "torchvision.ops.roi_align.RoIAlign": _roi_align,
     "torchvision.ops.roi_pool.RoIPool": lambda module: RoIPool(module.output_size, module.spatial_scale),
+    "torchvision.ops.ps_roi_align.PSRoIAlign": lambda module: PSRoIAlign(
+        module.output_size, module.spatial_scale, module.sampling_ratio
+    ),
+    "torchvision.ops.ps_roi_pool.PSRoIPool": lambda module: PSRoIPool(module.output_size, module.spatial_scale),
     "torchvision.ops.poolers.MultiScaleRoIAlign": _torchvision_pyramid,
     "detectron2.layers.roi_align.ROIAlign": _roi_align,
     "detectron2.modeling.poolers.ROIPooler": _detectron2_pyramid,
@@ -141,11 +145,8 @@ REPLACEMENTS: dict[str, Callable[[Any], nn.Module]] = {
 }
 NAMES = {path.rpartition(".")[2] for path in REPLACEMENTS}
 
-_POSITION_SENSITIVE = "position-sensitive pooling is another operator, which this package does not have"
 _ROTATED = "rotated boxes are another operator, which this package does not have"
 LEFT = {
-    "torchvision.ops.ps_roi_align.PSRoIAlign": _POSITION_SENSITIVE,
-    "torchvision.ops.ps_roi_pool.PSRoIPool": _POSITION_SENSITIVE,
     "detectron2.layers.roi_align_rotated.ROIAlignRotated": _ROTATED,
     "mmcv.ops.roi_align_rotated.RoIAlignRotated": _ROTATED,
     "mmcv.ops.roi_pool.RoIPool": "mmcv's RoIPool does not round boxes to whole cells as Fast R-CNN's and ours do",
