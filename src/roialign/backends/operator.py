@@ -116,7 +116,9 @@ def _reference_gradients(
 ) -> tuple[Sequence[Tensor | None], Tensor | None]:
     """The same by the reference's graph: differentiable in everything, and made of operators that batch."""
     if not features:  # not kept, because their values do not matter
-        features = [grad.new_zeros(ctx.shapes[4 * i : 4 * i + 4]) for i in range(len(ctx.wanted))]
+        sizes = [ctx.shapes[4 * i : 4 * i + 4] for i in range(len(ctx.wanted))]
+        # Not of grad, which may be a batch of gradients.
+        features = [torch.zeros(size, dtype=grad.dtype, device=grad.device) for size in sizes]
 
     def leaf(tensor: Tensor, wanted: bool) -> Tensor:
         return tensor if tensor.requires_grad == wanted else tensor.detach().requires_grad_(wanted)
