@@ -27,7 +27,7 @@ from helpers import RELATIVE
 from roialign.backends import reference
 from roialign.spec import Pooling
 
-KINDS = ("avg", "max", "integral", "cells")
+KINDS = ("avg", "max", "integral", "cells", "ps_avg", "ps_cells")
 BIG = (2**24 + 1, 2**31, 2**40, 2**62, 2**63 - 1)
 
 # What PyTorch itself says to nonsense, before or instead of us. Every other RuntimeError is a fault.
@@ -62,9 +62,11 @@ def good_call(rng: random.Random, operator: str) -> Arguments:
     dtype = rng.choice(list(RELATIVE))
     images, channels = rng.randint(1, 3), rng.choice((1, 2, 3, 15, 16, 17, 33))
     kind, levels = rng.choice(KINDS), rng.choice((1, 1, 2, 3))
+    size = [rng.randint(1, 8), rng.randint(1, 8)]
+    group = size[0] * size[1] if kind.startswith("ps_") else 1
     features = []
     for _ in range(levels):
-        map = torch.randn(images, channels, rng.randint(1, 24), rng.randint(1, 24)).to(dtype)
+        map = torch.randn(images, channels * group, rng.randint(1, 24), rng.randint(1, 24)).to(dtype)
         layout = rng.randrange(3)
         features.append(
             map if layout == 0 else map.to(memory_format=torch.channels_last) if layout == 1 else map.mT.clone().mT
@@ -76,7 +78,6 @@ def good_call(rng: random.Random, operator: str) -> Arguments:
         torch.float64 if dtype == torch.float64 else rng.choice((torch.float32, torch.float64))
     )
     level = torch.randint(0, levels, (count,)) if levels > 1 or rng.random() < 0.2 else None
-    size = [rng.randint(1, 8), rng.randint(1, 8)]
     how = {
         "rois": rois,
         "level": level,
@@ -270,7 +271,7 @@ def expected(operator: str, arguments: Arguments) -> list[Tensor]:
     kind, size, level = arguments["kind"], tuple(arguments["output_size"]), arguments["level"]
 
     def single(map: Tensor, rows: Tensor, scale: tuple[float, float]) -> Tensor:
-        how = (max(arguments["sampling_ratio"], 0), arguments["aligned"]) if kind in ("avg", "max") else ()
+        how = (max(arguments["sampling_ratio"], 0), arguments["aligned"]) if kind in ("avg", "max", "ps_avg") else ()
         return reference.pool([map], rows, None, Pooling(kind, size, scale, *how))
 
     which = torch.zeros(rois.shape[0], dtype=torch.int64) if level is None else level + 0
@@ -279,7 +280,7 @@ def expected(operator: str, arguments: Arguments) -> list[Tensor]:
     pooled = torch.cat(parts)[torch.cat(rows).argsort()]
     if operator == "pool":
         return [pooled]
-    if operator == "pool_box_grad" and kind == "cells":
+    if operator == "pool_box_grad" and kind in ("cells", "ps_cells"):
         return [torch.zeros_like(rois)]
     wanted = maps if operator == "pool_grad" else [rois]
     grad = arguments["grad"].detach().double() + 0

@@ -58,7 +58,7 @@ def test_opcheck_gradients(kind: str) -> None:
 
 ONE_SET = """
 import itertools, sys, torch
-from roialign import _core, prroi_pool, roi_align, roi_pool
+from roialign import _core, prroi_pool, ps_roi_align, ps_roi_pool, roi_align, roi_pool
 from roialign.backends import available, use
 if not available()["native"].ready:
     print("lacks it:", available()["native"].reason)
@@ -71,6 +71,8 @@ POOLS = [
     lambda map, rois: roi_align(map, rois, 3, 0.5, mode="max"),
     lambda map, rois: prroi_pool(map, rois, (5, 2), 0.5),
     lambda map, rois: roi_pool(map, rois, 4, 0.5),
+    lambda map, rois: ps_roi_align(map.repeat_interleave(6, 1), rois, (2, 3), 0.5, 2),
+    lambda map, rois: ps_roi_pool(map.repeat_interleave(6, 1), rois, (3, 2), 0.5),
 ]
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}
@@ -107,7 +109,7 @@ def test_every_instruction_set(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     said = run_python(ONE_SET, "", name)
     if "lacks it" in said:
         pytest.skip(said.strip())
-    assert int(said.split()[-1]) >= 3 * 5 * 4 * 2 * 2
+    assert int(said.split()[-1]) >= 3 * 7 * 4 * 2 * 2
 
 
 def test_an_unknown_instruction_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,9 +49,9 @@ struct Piece {
   const void* boxes;  // const Box<A>*, ordered by first touched row
   int64_t box_count;
   int64_t channel, channel_end;  // sensitive kinds: counted through all bins, in whole blocks
-  int64_t row, row_end;  // backward to the input: only these rows of the map
-  bool add;              // backward to the input: to what is in `grad` already
-  BoxGrad* box_grad;     // backward to the boxes: [box_count], added to
+  int64_t row, row_end;          // backward to the input: only these rows of the map
+  bool add;                      // backward to the input: to what is in `grad` already
+  BoxGrad* box_grad;             // backward to the boxes: [box_count], added to
 };
 
 // The first greatest sample of one bin, lane by lane; NaN wins. -1: the bin is empty.

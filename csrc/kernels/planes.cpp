@@ -3,24 +3,32 @@
 
 namespace roialign::ROI_SET {
 
+// At least kLanes cells, square by square.
 template <class S, class A>
-void pack_planes(const S* from, int64_t channel_stride, int lanes, int64_t count, A* to) {
+static ROI_INLINE void pack_squares(const S* from, int64_t channel_stride, int lanes, int64_t count, A* to) {
   constexpr int n = kLanes<A>;
   Lanes<A> r[n];
   auto square = [&](int64_t i) {
-    for (int c = 0; c < n; ++c) r[c] = Storage<S>::load(from + c * channel_stride + i);
+    for (int c = 0; c < n; ++c) r[c] = c < lanes ? Storage<S>::load(from + c * channel_stride + i) : Lanes<A>::fill(0);
     transpose(r);
     for (int k = 0; k < n; ++k) r[k].store(to + (i + k) * n);
   };
   int64_t i = 0;
-  if (lanes == n && count >= n) {
-    for (; i + n <= count; i += n) square(i);
-    // The rest: a few cells one by one, more of them as a full square that overlaps the last one.
-    if (count - i > 3) return square(count - n);
-    for (; i < count; ++i)
-      for (int c = 0; c < n; ++c) to[i * n + c] = widen(from[c * channel_stride + i]);
-    return;
-  }
+  for (; i + n <= count; i += n) square(i);
+  // The rest: a few cells one by one, more of them as a full square that overlaps the last one.
+  if (count - i > 3) return square(count - n);
+  for (; i < count; ++i)
+    for (int c = 0; c < n; ++c) to[i * n + c] = c < lanes ? widen(from[c * channel_stride + i]) : A(0);
+}
+
+template <class S, class A>
+void pack_planes(const S* from, int64_t channel_stride, int lanes, int64_t count, A* to) {
+  constexpr int n = kLanes<A>;
+  if (count >= n)  // twice, so that a full block asks no lane whether it is there
+    return lanes == n ? pack_squares(from, channel_stride, n, count, to)
+                      : pack_squares(from, channel_stride, lanes, count, to);
+  Lanes<A> r[n];
+  int64_t i = 0;
   for (; i < count; i += n) {
     const int some = static_cast<int>(count - i < n ? count - i : n);
     for (int c = 0; c < n; ++c)
@@ -30,24 +38,31 @@ void pack_planes(const S* from, int64_t channel_stride, int lanes, int64_t count
   }
 }
 
-// Narrow types go in pairs: two pixels make one lane of the transpose.
+// The same back. Narrow types go in pairs: two pixels make one lane of the transpose.
 template <class S, class A>
-void unpack_planes(const A* from, int lanes, int64_t count, S* to, int64_t channel_stride) {
+static ROI_INLINE void unpack_squares(const A* from, int lanes, int64_t count, S* to, int64_t channel_stride) {
   constexpr int n = kLanes<A>, pack = static_cast<int>(sizeof(A) / sizeof(S));
   Lanes<A> r[n];
   auto square = [&](int64_t i) {
     for (int k = 0; k < n; ++k) r[k] = Storage<S>::narrowed(from + (i + k * pack) * n);
     transpose(r);
-    for (int c = 0; c < n; ++c) __builtin_memcpy(to + c * channel_stride + i, &r[c], sizeof r[c]);
+    for (int c = 0; c < lanes; ++c) __builtin_memcpy(to + c * channel_stride + i, &r[c], sizeof r[c]);
   };
   int64_t i = 0;
-  if (lanes == n && count >= n * pack) {
-    for (; i + n * pack <= count; i += n * pack) square(i);
-    if (count - i > 3) return square(count - n * pack);
-    for (; i < count; ++i)
-      for (int c = 0; c < n; ++c) narrow(from[i * n + c], to[c * channel_stride + i]);
-    return;
-  }
+  for (; i + n * pack <= count; i += n * pack) square(i);
+  if (count - i > 3) return square(count - n * pack);
+  for (; i < count; ++i)
+    for (int c = 0; c < lanes; ++c) narrow(from[i * n + c], to[c * channel_stride + i]);
+}
+
+template <class S, class A>
+void unpack_planes(const A* from, int lanes, int64_t count, S* to, int64_t channel_stride) {
+  constexpr int n = kLanes<A>, pack = static_cast<int>(sizeof(A) / sizeof(S));
+  if (count >= n * pack)
+    return lanes == n ? unpack_squares(from, n, count, to, channel_stride)
+                      : unpack_squares(from, lanes, count, to, channel_stride);
+  Lanes<A> r[n];
+  int64_t i = 0;
   for (; i < count; i += n) {
     const int some = static_cast<int>(count - i < n ? count - i : n);
     for (int k = 0; k < n; ++k) r[k] = k < some ? Lanes<A>::load(from + (i + k) * n) : Lanes<A>::fill(0);

@@ -14,16 +14,17 @@ struct Block {
   int32_t p, q;
 };
 
-// A piece counts the blocks of all bins in turn as if each had kLanes channels.
+// A piece counts blocks as if each had kLanes channels: the first one of every bin, then the second ones. The pooled
+// values of neighbouring bins lie side by side, so a line of them stays in the cache until it is full.
 template <class S, class A>
 static Block block_at(const KernelArgs& args, const Map& map, int64_t at) {
   constexpr int n = kLanes<A>;
   const Pooled& pooled = args.pooled;
-  const int64_t blocks = (pooled.channels + n - 1) / n, bin = at / n / blocks, channel = at / n % blocks * n;
+  const int64_t bins = int64_t{pooled.height} * pooled.width, bin = at / n % bins, channel = at / n / bins * n;
   Block block{map, channel, static_cast<int>(pooled.channels - channel < n ? pooled.channels - channel : n),
               static_cast<int32_t>(bin / pooled.width), static_cast<int32_t>(bin % pooled.width)};
   block.map.data += bin * map.channel_stride * static_cast<int64_t>(sizeof(S));
-  block.map.channel_stride *= int64_t{pooled.height} * pooled.width;
+  block.map.channel_stride *= bins;
   return block;
 }
 
@@ -130,10 +131,13 @@ static void sensitive_backward_piece(const KernelArgs& args, const Piece& piece)
       const Box<A>& box = boxes[k];
       if (!box.y.touched || !box.x.touched) continue;
       if (box.y.cell[0] >= piece.row_end) break;  // boxes come ordered by their first row
-      const PooledBin<S> from(args, box.row, block);
       const Matrix<A>&ys = box.y.bins, &xs = box.x.bins;
+      const int32_t first = ys.begin[block.p], last = ys.begin[block.p + 1];
+      if (first == last || box.y.cell[ys.index[first]] >= piece.row_end || box.y.cell[ys.index[last - 1]] < piece.row)
+        continue;
+      const PooledBin<S> from(args, box.row, block);
       const Lanes<A> grad = load_lanes<S, A>(from.data, from.step, block.lanes);
-      for (int32_t i = ys.begin[block.p]; i < ys.begin[block.p + 1]; ++i) {
+      for (int32_t i = first; i < last; ++i) {
         const int64_t y = box.y.cell[ys.index[i]];
         if (y < piece.row || y >= piece.row_end) continue;
         const Lanes<A> part = grad.times(ys.weight[i]);

@@ -286,7 +286,7 @@ def _first_samples(window: Window, bins: int, length: int) -> Tensor:
     for _ in range(halvings):
         middle = (low + (high - low) / 2).floor()
         at = position(middle)
-        lies_before = torch.where(is_last, at <= edges, at < edges)
+        lies_before = (at < edges) | (is_last & (at == edges))
         searching = (low < middle) & (middle < high)
         low, high = (
             torch.where(searching & lies_before, middle, low),

@@ -131,19 +131,22 @@ void fill_rois(Random& random, Bytes& bytes, int64_t boxes, int64_t images, doub
 Bytes one_case(uint64_t seed, int64_t& boxes) {
   Random random(seed);
   Call call;
-  call.kind = static_cast<Kind>(random.between(0, 3));
+  call.kind = static_cast<Kind>(random.between(0, 5));
   call.dtype = static_cast<DType>(random.between(0, 3));
   const bool is_long = random.chance(0.0005);
   const int64_t n = is_long ? 1 : random.between(0, 3);
   const int64_t c = is_long ? 1 : random.pick<int64_t>({0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 40});
+  call.pooled_h = static_cast<int32_t>(random.between(1, 9));
+  call.pooled_w = static_cast<int32_t>(random.between(1, 9));
+  const int64_t group = kKinds[static_cast<int>(call.kind)].sensitive ? int64_t{call.pooled_h} * call.pooled_w : 1;
   std::vector<Tensor> maps, grads;
   std::vector<Level> levels, targets;
   const bool tall = random.chance(0.5);
   for (int64_t l = is_long ? 1 : random.between(1, 3); l > 0; --l) {
     const int64_t h = is_long ? (tall ? kLong : 1) : random.between(1, 40);
     const int64_t w = is_long ? (tall ? 1 : kLong) : random.between(1, 40);
-    maps.push_back(make_map(random, call.dtype, n, c, h, w, false));
-    grads.push_back(make_map(random, call.dtype, n, c, h, w, true));
+    maps.push_back(make_map(random, call.dtype, n, c * group, h, w, false));
+    grads.push_back(make_map(random, call.dtype, n, c * group, h, w, true));
     levels.push_back(maps.back().level);
     targets.push_back(grads.back().level);
   }
@@ -161,8 +164,6 @@ Bytes one_case(uint64_t seed, int64_t& boxes) {
   for (int64_t& level : level_of_box) level = random.between(0, call.level_count - 1);
   if (random.chance(0.02) && call.boxes) level_of_box[0] = random.pick<int64_t>({-1, call.level_count, INT64_MAX});
   if (call.level_count > 1 || random.chance(0.5)) call.level_of_box = level_of_box.data();
-  call.pooled_h = static_cast<int32_t>(random.between(1, 9));
-  call.pooled_w = static_cast<int32_t>(random.between(1, 9));
   call.sampling_ratio = random.pick<int64_t>({0, 0, 1, 2, 2, 3, 10, 1000, 100000, int64_t{1} << 55, INT64_MAX});
   call.aligned = random.chance(0.5);
   call.pooled_channels_last = random.chance(0.3);
