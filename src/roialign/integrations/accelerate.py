@@ -43,13 +43,13 @@ def accelerate(model: nn.Module | None = None) -> Acceleration | Replacement:
     ROCm in the calls that torchvision's kernels cannot do rightly: half precision, deterministic mode, 2**31 numbers.
     Other answers are torchvision's, save that what would crash or read foreign memory answers as
     :func:`roialign.roi_align` does. ``roi_pool`` is as fast as before, but guarded likewise. ``ps_roi_align`` and the
-    forward of ``ps_roi_pool`` are taken over on a CPU; a box without extent then gives 0, where torchvision's divides by
-    its 0 samples.
+    forward of ``ps_roi_pool`` are taken over on a CPU; a box without extent then gives 0, where torchvision's divides
+    by its 0 samples.
 
     With a model, its pooling modules are replaced by ours, which have all that ours offer (a pyramid in one call,
     gradients to boxes, second derivatives, half precision summed in float32) on every device; ``state_dict`` and hooks
-    stay. Replaced are torchvision's ``RoIAlign``, ``RoIPool``, ``PSRoIAlign``, ``PSRoIPool`` and ``MultiScaleRoIAlign``,
-    detectron2's ``ROIAlign`` and ``ROIPooler``, and mmcv's ``RoIAlign``.
+    stay. Replaced are torchvision's ``RoIAlign``, ``RoIPool``, ``PSRoIAlign``, ``PSRoIPool`` and
+    ``MultiScaleRoIAlign``, detectron2's ``ROIAlign`` and ``ROIPooler``, and mmcv's ``RoIAlign``.
 
     Example:
         >>> import torch, torchvision, roialign
