@@ -277,13 +277,12 @@ def _pool_with(library: Any, workload: Workload) -> Pool:
 def _into_one_output(case: Case) -> Call:
     """Our forward into one output, which no public function offers."""
     workload, maps, rois = case.workload, case.maps, case.rois
-    size = (workload.output, workload.output)
     scales = [1 / stride for _, _, stride in workload.maps for _ in "yx"]
     level = None
     if len(maps) > 1:
         level = fpn_levels([rois[:, 1:]], strides_log2(workload), 224, 4)
-    spec = Pooling("avg", size, scales, workload.ratio, workload.aligned)
-    out = operator.make_output(maps, rois, size)
+    spec = Pooling("avg", (workload.output,) * 2, scales, workload.ratio, workload.aligned)
+    out = operator.make_output(maps, rois, spec)
     return lambda: (native.pool_into(out, maps, rois, level, spec),)
 
 
