@@ -166,8 +166,22 @@ def test_pyramid(ratio: int, aligned: bool) -> None:
 REFUSALS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str, str]] = {
     "max": (lambda x, r: roialign.roi_align(x, r, 3, mode="max"), "weighted corners.*onnx/issues/4764", "mode='avg'"),
     "exact": (lambda x, r: roialign.prroi_pool(x, r, 3), "no exact integration", "sampling_ratio.*AOTInductor"),
+    "sensitive": (lambda x, r: roialign.ps_roi_align(x, r, 1), "no position-sensitive", "decomposition_table.*AOTInd"),
     "boxes' dtype": (lambda x, r: roialign.roi_align(x, r.double(), 3), "one dtype.*boxes are float64", "boxes.float"),
 }
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")  # the exporter's own: of float64's most
+@pytest.mark.parametrize(
+    "pool",
+    [roialign.PSRoIAlign((2, 3), 0.5, 2), roialign.PSRoIAlign((2, 3), 0.5, 0), roialign.PSRoIPool((2, 3), 0.5)],
+    ids=["align", "adaptive", "pool"],
+)
+def test_plain_aten_where_onnx_has_no_node(pool: nn.Module) -> None:
+    inputs = torch.randn(2, 12, 19, 23, generator=torch.Generator().manual_seed(0)), random_rois(20)
+    program = torch.export.export(Apply(pool), inputs).run_decompositions(roialign.decomposition_table())
+    onnx = torch.onnx.export(program, inputs, dynamo=True, verbose=False)
+    torch.testing.assert_close(run(onnx, inputs), pool(*inputs), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", REFUSALS)
