@@ -171,7 +171,7 @@ REFUSALS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str, str]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")  # the exporter's own: of float64's most
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")  # the exporter's own
 @pytest.mark.parametrize(
     "pool",
     [roialign.PSRoIAlign((2, 3), 0.5, 2), roialign.PSRoIAlign((2, 3), 0.5, 0), roialign.PSRoIPool((2, 3), 0.5)],
