@@ -265,7 +265,8 @@ def _contract(maps: Tensor, ay: Tensor, ax: Tensor, sensitive: bool = False) -> 
             bins = (ay.shape[1], ax.shape[1])
             maps = maps.unflatten(-3, (maps.shape[-3] // (bins[0] * bins[1]), *bins))
             equation = "kph,cpqhw->kcpqw" if maps.dim() == 5 else "kph,kcpqhw->kcpqw"
-            return torch.einsum("kcpqw,kqw->kcpq", torch.einsum(equation, ay, maps), ax)
+            # In order, as shapes alone promise it: this product comes bin by bin.
+            return torch.einsum("kcpqw,kqw->kcpq", torch.einsum(equation, ay, maps), ax).contiguous()
         equation = "kph,chw->kcpw" if maps.dim() == 3 else "kph,kchw->kcpw"
         return torch.einsum("kcpw,kqw->kcpq", torch.einsum(equation, ay, maps), ax)
 
