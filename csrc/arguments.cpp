@@ -209,8 +209,7 @@ void read_size(nb::handle size, Call& call) {
 }
 
 void read_pooled(const Array& pooled, const char* named, Call& call) {
-  const int64_t group = kKinds[static_cast<int>(call.kind)].sensitive ? int64_t{call.pooled_h} * call.pooled_w : 1;
-  const int64_t channels = call.levels[0].channels / group;
+  const int64_t group = call.group(), channels = call.levels[0].channels / group;
   if (call.levels[0].channels % group)
     refuse("input", std::to_string(call.levels[0].channels) + " channels",
            "a multiple of the " + std::to_string(group) + " bins");

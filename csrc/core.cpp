@@ -33,7 +33,6 @@ int64_t block_bytes(int64_t cells) {
   return cells * kBlockBytes;
 }
 int64_t item_size(DType type) { return kDTypes[static_cast<int>(type)].bytes; }
-const KindInfo& info(Kind kind) { return kKinds[static_cast<int>(kind)]; }
 const Directions& directions(Kind kind) { return info(kind).sensitive ? kernels().sensitive : kernels().common; }
 
 // Fresh memory arrives page by page, which costs more than the pooling itself; huge pages make it few.
@@ -94,12 +93,11 @@ template <class A>
 struct Work {
   static constexpr int64_t lanes = kLanes<A>;
   const Call& call;
-  int64_t group;  // channels of the map for one of the output
-  int64_t channels, blocks, channel_end, pooled_bytes, threads;
+  int64_t group, channels, blocks, channel_end, pooled_bytes, threads;
   KernelArgs args;
 
   explicit Work(const Call& call_) : call(call_) {
-    group = info(call.kind).sensitive ? int64_t{call.pooled_h} * call.pooled_w : 1;
+    group = call.group();
     channels = call.levels[0].channels / group;
     blocks = ceil_div(channels, lanes) * group;
     channel_end = group > 1 ? blocks * lanes : channels;
@@ -278,7 +276,7 @@ template <class A, class T>
 void run_backward_boxes(const Call& call, T* grad_rois) {
   std::memset(grad_rois, 0, static_cast<size_t>(call.boxes) * 5 * sizeof(T));
   const Work<A> work(call);
-  if (call.kind == Kind::cells || call.kind == Kind::ps_cells || !work.blocks) return;
+  if (info(call.kind).whole_cells || !work.blocks) return;
   const int64_t parts = std::min(kParts, work.blocks);
   const Grouping grouping(call);
   for (int64_t begin = 0; begin < call.boxes; begin += kChunk) {

@@ -13,9 +13,12 @@ struct KindInfo {
   const char* name;    // in Python and in the documentation
   bool takes_maximum;  // so that the gradient to the maps depends on their values
   bool sensitive;      // to the position: each bin has channels of the map for itself
+  bool whole_cells;    // in place of samples, so that there is no gradient to the boxes
 };
-inline constexpr KindInfo kKinds[] = {{"avg", false, false},  {"max", true, false},    {"integral", false, false},
-                                      {"cells", true, false}, {"ps_avg", false, true}, {"ps_cells", false, true}};
+inline constexpr KindInfo kKinds[] = {{"avg", false, false, false},      {"max", true, false, false},
+                                      {"integral", false, false, false}, {"cells", true, false, true},
+                                      {"ps_avg", false, true, false},    {"ps_cells", false, true, true}};  // by Kind
+inline const KindInfo& info(Kind kind) { return kKinds[static_cast<int>(kind)]; }
 
 enum class DType : int { float32, float64, float16, bfloat16, int64 };
 struct DTypeInfo {
@@ -49,6 +52,9 @@ struct Call {
   bool aligned = false;
   char* pooled = nullptr;  // [boxes, channels, pooled_h, pooled_w]: the output, or its gradient
   bool pooled_channels_last = false;
+
+  // Channels of the map for one of the output.
+  int64_t group() const { return info(kind).sensitive ? int64_t{pooled_h} * pooled_w : 1; }
 };
 
 // Each returns the first row of `rois` whose image or level does not exist, or -1 when the work is done.

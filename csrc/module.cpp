@@ -40,7 +40,7 @@ int64_t py_backward_input(nb::handle grads, int64_t kind_, nb::handle features, 
                           nb::handle grad, nb::handle size, nb::handle scales, int64_t sampling_ratio, bool aligned) {
   const bool given = nb::len(features) > 0;
   const Kind kind = to_kind(kind_);
-  if (!given && kKinds[static_cast<int>(kind)].takes_maximum)
+  if (!given && info(kind).takes_maximum)
     throw nb::value_error("features: got no maps; expected them, as their values decide where a maximum lies");
   const Arguments arguments =
       to_arguments(kind, given ? features : grads, rois, level, grad, "grad", size, scales, sampling_ratio, aligned);

@@ -54,7 +54,7 @@ class Compactor {
   void compact(const Taps& taps, const Call& call, Wanted wanted, bool pad, Axis<A>& axis) {
     axis = Axis<A>();
     number_cells(taps, axis);
-    const KindInfo& kind = kKinds[static_cast<int>(call.kind)];
+    const KindInfo& kind = info(call.kind);
     const bool contracts = !kind.takes_maximum && !kind.sensitive;
     if (wanted.transpose && contracts) transpose(taps, axis);
     copy_rows(taps, axis, pad && contracts);
@@ -174,8 +174,8 @@ bool axis_taps(Taps& taps, const Call& call, T lo, T hi, double scale, int32_t b
   taps.start(derivative, static_cast<double>(std::numeric_limits<A>::denorm_min()) / 2);
   const auto length = static_cast<int32_t>(length_);
   if (call.kind == Kind::integral) return integral_taps(taps, lo, hi, scale, bins, length);
-  if (call.kind == Kind::cells || call.kind == Kind::ps_cells)
-    return cell_taps(taps, lo, hi, scale, bins, length, call.kind == Kind::ps_cells);
+  const KindInfo& kind = info(call.kind);
+  if (kind.whole_cells) return cell_taps(taps, lo, hi, scale, bins, length, !kind.takes_maximum);
   const Samples<T> samples(lo, hi, scale, bins, length, call.sampling_ratio, call.aligned, derivative);
   if (!samples.finite) return false;
   call.kind == Kind::max ? sample_taps(taps, samples) : average_taps(taps, samples);

@@ -73,12 +73,13 @@ class Pooling(NamedTuple):
 
     def pooled_channels(self, channels: int) -> int:
         """Channels of the output of a map that has so many."""
-        if self.group < 1 or channels % self.group:
+        group = self.group
+        if group < 1 or channels % group:
             raise ValueError(
                 f"input: got {channels} channels; expected a multiple of height * width of "
                 f"output_size={tuple(self.output_size)}, since each bin has channels of its own"
             )
-        return channels // self.group
+        return channels // group
 
     def on(self, level: int) -> Pooling:
         """The same on one feature map."""

@@ -138,7 +138,7 @@ Bytes one_case(uint64_t seed, int64_t& boxes) {
   const int64_t c = is_long ? 1 : random.pick<int64_t>({0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 40});
   call.pooled_h = static_cast<int32_t>(random.between(1, 9));
   call.pooled_w = static_cast<int32_t>(random.between(1, 9));
-  const int64_t group = kKinds[static_cast<int>(call.kind)].sensitive ? int64_t{call.pooled_h} * call.pooled_w : 1;
+  const int64_t group = call.group();
   std::vector<Tensor> maps, grads;
   std::vector<Level> levels, targets;
   const bool tall = random.chance(0.5);

@@ -76,8 +76,9 @@ def available(
     call = Call([feature], rois, None, spec or Pooling("avg", (7, 7), (1.0, 1.0)))
     found = {}
     for name in ORDER:
-        reason = load(name).why_not(call)
-        found[name] = Availability(not reason, reason, getattr(load(name), "NOTE", ""))
+        backend = load(name)
+        reason = backend.why_not(call)
+        found[name] = Availability(not reason, reason, getattr(backend, "NOTE", ""))
     return found
 
 

@@ -69,24 +69,32 @@ def _window(spec: Pooling, along: int, lo: Tensor, hi: Tensor) -> axis.Window:
 
 def _mean(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
     """``out[k] = Ay[k] @ input[n_k] @ Ax[k].T``: the mean of each bin's samples."""
-    size, lengths = spec.output_size, input.shape[2:]
-
-    def matrix(along: int, lo: Tensor, hi: Tensor) -> list[Tensor]:
-        return [axis.mean_matrix(_window(spec, along, lo, hi), size[along], lengths[along])]
-
-    def mean(maps: Tensor, rois: Tensor) -> Tensor:
-        (ay,), (ax,) = _each_axis(matrix, rois, lengths, spec)
-        return _contract(maps, ay, ax, KINDS[spec.kind].sensitive)
-
-    return _over_boxes(input, rois, spec, mean, rows=size)
+    return _means(
+        input,
+        rois,
+        spec,
+        lambda along, lo, hi, bins, length: axis.mean_matrix(_window(spec, along, lo, hi), bins, length),
+    )
 
 
 def _cell_mean(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
     """The same with the mean of each bin's cells."""
+    return _means(
+        input,
+        rois,
+        spec,
+        lambda along, lo, hi, bins, length: axis.cell_mean_matrix(lo, hi, bins, length, spec.scale(0)[along]),
+    )
+
+
+def _means(
+    input: Tensor, rois: Tensor, spec: Pooling, make: Callable[[int, Tensor, Tensor, int, int], Tensor]
+) -> Tensor:
+    """By the matrices that ``make`` makes of (axis, lower edges, upper edges, bins, length)."""
     size, lengths = spec.output_size, input.shape[2:]
 
     def matrix(along: int, lo: Tensor, hi: Tensor) -> list[Tensor]:
-        return [axis.cell_mean_matrix(lo, hi, size[along], lengths[along], spec.scale(0)[along])]
+        return [make(along, lo, hi, size[along], lengths[along])]
 
     def mean(maps: Tensor, rois: Tensor) -> Tensor:
         (ay,), (ax,) = _each_axis(matrix, rois, lengths, spec)
