@@ -178,18 +178,12 @@ def _make_roi_align(theirs: Any) -> Kernel:
     def roi_align(
         input: Tensor, rois: Tensor, scale: float, height: int, width: int, ratio: int, aligned: bool
     ) -> Tensor:
-        if not _fits(input, rois) or height < 1 or width < 1:
+        if not _has_answer(input, rois, height, width):
             return theirs.call_boxed(CPU, input, rois, scale, height, width, ratio, aligned)  # type: ignore[no-any-return]
-        if rois.shape[0] and not input.shape[2] * input.shape[3]:
-            check_boxes(input, rois)  # raises: boxes on an empty map
         if input.dtype == torch.float16:
             safe, odd = _safe_boxes(rois, input.shape[0], scale)
-            out: Tensor = theirs.call_boxed(CPU, input, safe, scale, height, width, ratio, aligned)
-            return out if odd is None else out.masked_fill_(odd[:, None, None, None], torch.nan)
-        # Contiguous whatever the input is, as torchvision's shape rule promises to compiled code.
-        out = allocate((rois.shape[0], input.shape[1], height, width), input, channels_last=False)
-        spec = Pooling("avg", (height, width), (scale, scale), max(ratio, 0), aligned)
-        return _with_whole_indices(lambda rois: native.pool_into(out, [input], rois, None, spec), rois, input.shape[0])
+            return _filled(theirs.call_boxed(CPU, input, safe, scale, height, width, ratio, aligned), odd, torch.nan)
+        return _pool(input, rois, Pooling("avg", (height, width), (scale, scale), max(ratio, 0), aligned))
 
     return roi_align
 
@@ -204,7 +198,7 @@ def _make_roi_align_backward(theirs: Any) -> Kernel:
             return theirs.call_boxed(CPU, grad, rois, scale, height, width, *map_shape_and_how)  # type: ignore[no-any-return]
         if grad.dtype == torch.float16:
             rois, odd = _safe_boxes(rois, shape[0], scale)
-            grad = grad if odd is None else grad.masked_fill(odd[:, None, None, None], 0)
+            grad = _filled(grad, odd, 0)
             return theirs.call_boxed(CPU, grad, rois, scale, height, width, *map_shape_and_how)  # type: ignore[no-any-return]
         spec = Pooling("avg", (height, width), (scale, scale), max(ratio, 0), aligned)
         return _with_whole_indices(
@@ -222,10 +216,7 @@ def _make_roi_pool(theirs: Any) -> Kernel:
             return theirs.call_boxed(CPU, input, rois, scale, height, width)  # type: ignore[no-any-return]
         rois, odd = _safe_boxes(rois, input.shape[0], scale)
         pooled, argmax = theirs.call_boxed(CPU, input, rois, scale, height, width)
-        if odd is not None:
-            pooled.masked_fill_(odd[:, None, None, None], torch.nan)
-            argmax.masked_fill_(odd[:, None, None, None], -1)  # no gradient
-        return pooled, argmax
+        return _filled(pooled, odd, torch.nan), _filled(argmax, odd, -1)  # -1: no gradient
 
     return roi_pool
 
@@ -235,7 +226,7 @@ def _make_ps_roi_align(theirs: Any) -> Kernel:
         input: Tensor, rois: Tensor, scale: float, height: int, width: int, ratio: int
     ) -> tuple[Tensor, Tensor]:
         call = (scale, height, width, ratio)
-        if input.dtype == torch.float16 or not _fits_bins(input, rois, height, width):
+        if input.dtype == torch.float16 or not _has_answer(input, rois, height, width, height * width):
             return _guarded(theirs, input, rois, *call)
         return _pool_sensitively(input, rois, Pooling("ps_avg", (height, width), (scale, scale), max(ratio, 0), True))
 
@@ -258,7 +249,7 @@ def _make_ps_roi_align_backward(theirs: Any) -> Kernel:
 
 def _make_ps_roi_pool(theirs: Any) -> Kernel:
     def ps_roi_pool(input: Tensor, rois: Tensor, scale: float, height: int, width: int) -> tuple[Tensor, Tensor]:
-        if input.dtype == torch.float16 or not _fits_bins(input, rois, height, width):
+        if input.dtype == torch.float16 or not _has_answer(input, rois, height, width, height * width):
             return _guarded(theirs, input, rois, scale, height, width)
         return _pool_sensitively(input, rois, Pooling("ps_cells", (height, width), (scale, scale)))
 
@@ -274,22 +265,18 @@ def _make_ps_roi_pool_backward(theirs: Any) -> Kernel:
     return ps_roi_pool_backward
 
 
-def _fits_bins(input: Tensor, rois: Tensor, height: int, width: int) -> bool:
-    """Whether torchvision has an answer to a position-sensitive call."""
-    if not _fits(input, rois) or height < 1 or width < 1 or input.shape[1] % (height * width):
-        return False
-    if rois.shape[0] and not input.shape[2] * input.shape[3]:
-        check_boxes(input, rois)  # raises: boxes on an empty map
-    return True
+def _pool(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
+    """By our kernels; contiguous whatever the input is, as torchvision's shape rules promise to compiled code."""
+    size = (rois.shape[0], spec.pooled_channels(input.shape[1]), *spec.output_size)
+    out = allocate(size, input, channels_last=False)
+    return _with_whole_indices(lambda rois: native.pool_into(out, [input], rois, None, spec), rois, input.shape[0])
 
 
 def _pool_sensitively(input: Tensor, rois: Tensor, spec: Pooling) -> tuple[Tensor, Tensor]:
     """Pooled, and the channel that each number was pooled from, which torchvision's gradient is handed."""
-    shape = (spec.pooled_channels(input.shape[1]), *spec.output_size)
-    out = allocate((rois.shape[0], *shape), input, channels_last=False)
-    mapping = torch.arange(input.shape[1], dtype=torch.int32).reshape(shape).expand(out.shape).contiguous()
-    pooled = _with_whole_indices(lambda rois: native.pool_into(out, [input], rois, None, spec), rois, input.shape[0])
-    return pooled, mapping
+    pooled = _pool(input, rois, spec)
+    mapping = torch.arange(input.shape[1], dtype=torch.int32).reshape(pooled.shape[1:])
+    return pooled, mapping.expand(pooled.shape).contiguous()
 
 
 def _guarded(theirs: Any, input: Tensor, rois: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
@@ -298,19 +285,33 @@ def _guarded(theirs: Any, input: Tensor, rois: Tensor, *call: Any) -> tuple[Tens
         return theirs.call_boxed(CPU, input, rois, *call)  # type: ignore[no-any-return]
     rois, odd = _safe_boxes(rois, input.shape[0], call[0])
     pooled, mapping = theirs.call_boxed(CPU, input, rois, *call)
-    return pooled if odd is None else pooled.masked_fill_(odd[:, None, None, None], torch.nan), mapping
+    return _filled(pooled, odd, torch.nan), mapping
 
 
 def _guarded_gradient(theirs: Any, grad: Tensor, rois: Tensor, mapping: Tensor, scale: float, *how: Any) -> Tensor:
     if _fits(grad, rois):
         rois, odd = _safe_boxes(rois, how[-4], scale)
-        grad = grad if odd is None else grad.masked_fill(odd[:, None, None, None], 0)
+        grad = _filled(grad, odd, 0)
     return theirs.call_boxed(CPU, grad, rois, mapping, scale, *how)  # type: ignore[no-any-return]
 
 
 def _fits(pixels: Tensor, rois: Tensor) -> bool:
     """Whether torchvision has an answer to such tensors."""
     return pixels.dtype is rois.dtype and pixels.dtype in DTYPES and pixels.dim() == 4 and rois.shape[1:] == (5,)
+
+
+def _has_answer(input: Tensor, rois: Tensor, height: int, width: int, group: int = 1) -> bool:
+    """Whether torchvision has an answer to such a call, whose output has one channel for ``group`` of the map's."""
+    if not _fits(input, rois) or height < 1 or width < 1 or input.shape[1] % group:
+        return False
+    if rois.shape[0] and not input.shape[2] * input.shape[3]:
+        check_boxes(input, rois)  # raises: boxes on an empty map
+    return True
+
+
+def _filled(values: Tensor, odd: Tensor | None, number: float) -> Tensor:
+    """``[K, ...]`` values of boxes, with a number in place of those of odd ones."""
+    return values if odd is None else values.masked_fill(odd[:, None, None, None], number)
 
 
 def _with_whole_indices(pool: Callable[[Tensor], Tensor], rois: Tensor, images: int) -> Tensor:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,9 +47,11 @@ def _make_roi_align(theirs: Any) -> Kernel:
         if is_ours(input, rois, spec):
             pooled: Tensor = operator.DISPATCHED.pool([input], _positions(rois), None, spec)
             return pooled.contiguous()  # as torchvision's shape rule promises to compiled code
-        safe = guard().safe_boxes(rois, input.shape[0], scale)
+        from ..backends.triton import guard  # not before it is needed: Triton comes with it
+
+        safe = guard.safe_boxes(rois, input.shape[0], scale)
         out: Tensor = theirs.call_boxed(KEY, input, safe, scale, height, width, ratio, aligned)
-        return guard().mark(out, rois, input.shape[0], scale)
+        return guard.mark(out, rois, input.shape[0], scale)
 
     return roi_align
 
@@ -68,7 +69,9 @@ def _make_roi_align_backward(theirs: Any) -> Kernel:
         input = grad.new_empty(1).expand(shape)  # a map of this shape, but without its memory
         if is_ours(input, rois, spec):
             return operator.DISPATCHED.pool_grad(grad, [], shape, False, _positions(rois), None, spec)[0]
-        safe = guard().safe_boxes(rois, shape[0], scale)
+        from ..backends.triton import guard  # not before it is needed: Triton comes with it
+
+        safe = guard.safe_boxes(rois, shape[0], scale)
         return theirs.call_boxed(KEY, grad, safe, scale, height, width, *map_shape_and_how)  # type: ignore[no-any-return]
 
     return roi_align_backward
@@ -81,9 +84,11 @@ def _make_roi_pool(theirs: Any) -> Kernel:
         rois = rois.detach()
         if not _fits(input, rois) or height < 1 or width < 1 or gpu.unready():
             return theirs.call_boxed(KEY, input, rois, scale, height, width)  # type: ignore[no-any-return]
-        safe = guard().safe_boxes(rois, input.shape[0], scale)
+        from ..backends.triton import guard  # not before it is needed: Triton comes with it
+
+        safe = guard.safe_boxes(rois, input.shape[0], scale)
         pooled, argmax = theirs.call_boxed(KEY, input, safe, scale, height, width)  # nowhere: -1, beside the map
-        return guard().mark(pooled, rois, input.shape[0], scale), argmax
+        return guard.mark(pooled, rois, input.shape[0], scale), argmax
 
     return roi_pool
 
@@ -148,18 +153,3 @@ def _positions(rois: Tensor) -> Tensor:
     rois = rois.to(torch.promote_types(rois.dtype, torch.float32), copy=True)
     rois[:, 0].trunc_()
     return rois
-
-
-class Guard(Protocol):
-    """``backends.triton.guard``."""
-
-    def safe_boxes(self, rois: Tensor, images: int, scale: float) -> Tensor:
-        """The rois, with those replaced that are not usable."""
-
-    def mark(self, pooled: Tensor, rois: Tensor, images: int, scale: float) -> Tensor:
-        """The output, with NaN where a box was not usable."""
-
-
-def guard() -> Guard:
-    """Imported when it is first needed, since Triton comes with it."""
-    return cast(Guard, import_module("..backends.triton.guard", __package__))

@@ -130,7 +130,10 @@ def _of_a_pyramid(
 
 
 def register(
-    function: Callable[..., Tensor], twin: Callable[..., Tensor], arguments: str, call: Callable[..., Tensor]
+    function: Callable[..., Tensor],
+    twin: Callable[..., Tensor],
+    arguments: str,
+    call: Callable[..., Tensor] | None = None,
 ) -> None:
     """Let TorchScript compile ``twin`` for ``function``.
 
@@ -138,8 +141,13 @@ def register(
         function: ours; its name becomes the operator's.
         twin: calls the operator, in TorchScript's language, with the function's own arguments.
         arguments: of the operator, as its schema has them.
-        call: the operator itself, which calls the function.
+        call: the operator itself, which calls the function; None where only the boxes are handed over in another way.
     """
+    if call is None:
+
+        def call(input: Tensor, boxes: list[Tensor], listed: bool, *how: Any) -> Tensor:
+            return function(input, _given(boxes, listed), *how)
+
     _library.define(f"{function.__name__}({arguments}) -> Tensor")
     _library.impl(function.__name__, call, "CompositeImplicitAutograd")
     function.__prepare_scriptable__ = lambda: twin  # type: ignore[attr-defined]
@@ -152,30 +160,10 @@ register(
     f"{_ONE}, SymInt sampling_ratio, bool aligned, str mode",
     lambda input, boxes, listed, *how: functional.roi_align(input, _given(boxes, listed), *how[:-1], mode=how[-1]),
 )
-register(
-    functional.prroi_pool,
-    _prroi_pool,
-    _ONE,
-    lambda input, boxes, listed, *how: functional.prroi_pool(input, _given(boxes, listed), *how),
-)
-register(
-    functional.roi_pool,
-    _roi_pool,
-    _ONE,
-    lambda input, boxes, listed, *how: functional.roi_pool(input, _given(boxes, listed), *how),
-)
-register(
-    functional.ps_roi_align,
-    _ps_roi_align,
-    f"{_ONE}, SymInt sampling_ratio",
-    lambda input, boxes, listed, *how: functional.ps_roi_align(input, _given(boxes, listed), *how),
-)
-register(
-    functional.ps_roi_pool,
-    _ps_roi_pool,
-    _ONE,
-    lambda input, boxes, listed, *how: functional.ps_roi_pool(input, _given(boxes, listed), *how),
-)
+register(functional.prroi_pool, _prroi_pool, _ONE)
+register(functional.roi_pool, _roi_pool, _ONE)
+register(functional.ps_roi_align, _ps_roi_align, f"{_ONE}, SymInt sampling_ratio")
+register(functional.ps_roi_pool, _ps_roi_pool, _ONE)
 register(
     levels.multi_scale_roi_align,
     _multi_scale_roi_align,
