@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...spec import Pooling
 from .. import operator
-from .blocks import Tile, backward_tile, bins_at_once
+from .blocks import Tile, backward_tile, bins_at_once, offset_type
 from .tables import bins_of, make_tables, pick
 
 WORDS = 2**23  # of bits: images whose tiles have more together are worked through in groups
@@ -155,11 +155,6 @@ def _gather(
         to += (c[None, :, None] * height + ty) * width + tx[None, None, :]
         live = below & real_c[None, :, None] & (x0 + tx < width)[None, None, :]
     tl.store(to, acc.to(to.dtype.element_ty), mask=live)
-
-
-def offset_type(*blocks: int) -> tl.dtype:
-    """Of the offsets within blocks that reach so far."""
-    return tl.int64 if max(blocks) >= 2**31 else tl.int32
 
 
 class Marks(NamedTuple):

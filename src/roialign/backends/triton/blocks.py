@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 
@@ -96,6 +97,18 @@ def backward_key(
 def bins_at_once(bins: int) -> int:
     """How many bins along x one program takes, as many as a matrix product wants at least."""
     return min(16, max(8, int(triton.next_power_of_2(bins))))
+
+
+def offset_type(*blocks: int) -> tl.dtype:
+    """Of the offsets within blocks that reach so far."""
+    return tl.int64 if max(blocks) >= 2**31 else tl.int32
+
+
+def forward_offset(maps: Sequence[Tensor], out: Tensor, channels: int) -> tl.dtype:
+    """Where a program reads rows of so many channels of a map, and writes a box's bins of them."""
+    reach = [channels * abs(each.stride(1)) + each.shape[3] * abs(each.stride(3)) for each in maps]
+    _, _, height, width = out.shape
+    return offset_type(*reach, channels * out.stride(1) + height * out.stride(2) + width * out.stride(3))
 
 
 @cache

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ...spec import Pooling
 from ..memory import is_channels_last
-from .backward import load_block, offset_type, spread
-from .blocks import bins_at_once
-from .tables import bins_of, make_tables, pick
+from .backward import load_block, spread
+from .blocks import bins_at_once, offset_type
+from .tables import bins_of, make_tables, map_of
 
 CHANNELS, COLUMNS = 32, 16  # of the map, at a time
 
@@ -35,10 +35,7 @@ def _sum_slopes(
     SHAPE: tl.constexpr = [BX, BC] if LAST else [BC, BX]
     k = (tl.program_id(0) // blocks).to(tl.int64)
     c0 = (tl.program_id(0) % blocks).to(tl.int64) * BC
-    level = tl.load(boxes + k * 6 + 5)
-    column = pick(sw, level)
-    channel = pick(sc, level)
-    maps = pick(features, level) + tl.load(boxes + k * 6 + 2).to(tl.int64) * pick(sn, level) + c0 * channel
+    _image, maps, channel, line_y, column = map_of(boxes, k, features, sn, sc, sh, sw, c0)
     c = tl.arange(0, BC).to(OFFSET)
     real_c = c0 + c < channels
     weight += k * line
@@ -69,14 +66,14 @@ def _sum_slopes(
                 row = tl.zeros(SHAPE, real)
                 row_lo = tl.zeros(SHAPE, real)
                 row_hi = tl.zeros(SHAPE, real)
-                cells = maps + first_y.to(tl.int64) * pick(sh, level) + left.to(tl.int64) * column
+                cells = maps + first_y.to(tl.int64) * line_y + left.to(tl.int64) * column
                 for t in range(slot_y, slot_y + taps_y):
                     v = load_block(cells, c, channel, real_c, (x - left).to(OFFSET), column, x < right, LAST).to(real)
                     v = tl.where(v - v == 0.0, v, 0.0)  # a cell that is not finite has no slope
                     row += tl.load(weight + t) * v
                     row_lo += tl.load(dlo + t) * v
                     row_hi += tl.load(dhi + t) * v
-                    cells += pick(sh, level)
+                    cells += line_y
                 g = load_block(pooled, c, gc, real_c, q.to(OFFSET), gq, real_q, LAST).to(real)
                 along_x = spread(g, ax, LAST)
                 y1 += along_x * row_lo

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ...spec import KINDS, Pooling
 from .rules import divide, mirrored, place, position, previous, reach, samples_before
-from .tables import find_box, fits_float32, scale_bits
+from .tables import find_box, fits_float32, of_boxes
 
 ALL = tl.constexpr(8)  # samples along an axis that are listed without asking whether fewer would do
 SPARE: int = ALL.value + 4  # and those of two cells that neighbours share
@@ -85,32 +85,9 @@ def make_candidates(
         dlo=torch.empty_like(near) if slopes else near[:0],
         dhi=torch.empty_like(near) if slopes else near[:0],
     )
-    ratio = spec.sampling_ratio if samples else 0
     if boxes:
-        _candidates[(boxes, 2)](
-            rois,
-            rois if level is None else level,
-            *made,
-            shapes[0][0],
-            heights,
-            widths,
-            *(tuple(map(scale_bits, spec.scales[along::2])) for along in (0, 1)),
-            ratio,
-            ratio.bit_length() + 1 if ratio else 6,
-            *slots,
-            LEVELS=level is not None,
-            PH=spec.output_size[0],
-            PW=spec.output_size[1],
-            P=most,
-            SAMPLES=samples,
-            ALIGNED=spec.aligned,
-            SLOPES=slopes,
-            WIDE=rois.dtype == torch.float64,
-            PB=min(triton.next_power_of_2(most), 32),
-            TB=8,
-            num_warps=1,
-            enable_fp_fusion=False,
-        )
+        arguments, constants = of_boxes(shapes, rois, level, spec, slopes)
+        _candidates[(boxes, 2)](*arguments, *made, *slots, SAMPLES=samples, **constants)
     return made
 
 
@@ -126,7 +103,7 @@ def _most_slots(length: int, bins: int, ratio: int) -> int:
     ]
 )  # fmt: skip
 def _candidates(
-    rois, level, bins, boxes, cell, near, far, dlo, dhi, images, heights, widths, scales_y, scales_x, ratio, halvings,
+    rois, level, images, heights, widths, scales_y, scales_x, ratio, halvings, bins, boxes, cell, near, far, dlo, dhi,
     slots_y, slots_x, LEVELS: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, P: tl.constexpr, SAMPLES: tl.constexpr,
     ALIGNED: tl.constexpr, SLOPES: tl.constexpr, WIDE: tl.constexpr, PB: tl.constexpr, TB: tl.constexpr,
 ):  # fmt: skip

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ...spec import Pooling
 from .. import operator
-from .blocks import bins_at_once, forward_blocks
-from .tables import bins_of, make_tables, pick
+from .blocks import bins_at_once, forward_blocks, forward_offset
+from .tables import bins_of, make_tables, map_of
 
 
 @triton.jit
@@ -63,12 +63,7 @@ def _rows(
     c = tl.arange(0, BC)
     c_live = c0 + c < channels
     c = c.to(OFFSET)
-    image = tl.load(boxes + k * 6 + 2)
-    one = tl.load(boxes + k * 6 + 5)
-    sh = pick(sh, one)
-    sw = pick(sw, one)
-    sc = pick(sc, one)
-    base = pick(maps, one) + image.to(tl.int64) * pick(sn, one) + c0 * sc
+    image, base, sc, sh, sw = map_of(boxes, k, maps, sn, sc, sh, sw, c0)
     first_y, taps_y, slot_y = bins_of(bins, k, 0, p, True, P)
     first_x, taps_x, slot_x = bins_of(bins, k, 1, q, q < PW, P)
     weight += k * line
@@ -113,12 +108,7 @@ def _gather(
     c = tl.arange(0, BC)
     c_live = c0 + c < channels
     c = c.to(OFFSET)
-    image = tl.load(boxes + k * 6 + 2)
-    one = tl.load(boxes + k * 6 + 5)
-    sh = pick(sh, one)
-    sw = pick(sw, one)
-    sc = pick(sc, one)
-    base = pick(maps, one) + image.to(tl.int64) * pick(sn, one) + c0 * sc
+    image, base, sc, sh, sw = map_of(boxes, k, maps, sn, sc, sh, sw, c0)
     first_x, taps_x, slot_x = bins_of(bins, k, 1, q, q < PW, P)
     weight += k * line
     to = out + k * on + c0 * oc + (q.to(OFFSET)[:, None] * ow + c[None, :] * oc)
@@ -147,7 +137,7 @@ def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooli
     grid = (programs * (1 if gathers else height), triton.cdiv(out.shape[1], blocks.channels))
     arguments = (
         tuple(features),
-        *(tuple(each.stride(axis) for each in features) for axis in range(4)),
+        *zip(*(each.stride() for each in features), strict=True),
         out,
         *out.stride(),
         tables.bins,
@@ -156,13 +146,9 @@ def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooli
         tables.weight.shape[1],
         out.shape[1],
     )
-    reach = (
-        max(blocks.channels * abs(each.stride(1)) + each.shape[3] * abs(each.stride(3)) for each in features),
-        blocks.channels * out.stride(1) + height * out.stride(2) + width * out.stride(3),
-    )
     shape = {
         "PH": height, "PW": width, "P": max(height, width), "BC": blocks.channels, "QB": bins,
-        "OFFSET": tl.int64 if max(reach) >= 2**31 else tl.int32, "num_warps": blocks.warps, "num_stages": 1,
+        "OFFSET": forward_offset(features, out, blocks.channels), "num_warps": blocks.warps, "num_stages": 1,
     }  # fmt: skip
     if gathers:
         _gather[grid](*arguments, **shape)

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ...spec import KINDS, Pooling
 from .. import operator
-from .backward import locate, lowest_bit, mark_tiles, offset_type
-from .blocks import backward_tile, bins_at_once, forward_blocks
+from .backward import locate, lowest_bit, mark_tiles
+from .blocks import backward_tile, bins_at_once, forward_blocks, forward_offset, offset_type
 from .candidates import Candidates, make_candidates
-from .tables import pick
+from .tables import map_of, pick
 
 WINNERS = 2**22  # that are in memory at a time, where fewer channels would do
 CHANNELS = 32  # of a program that sums the gradient to the boxes
@@ -107,15 +107,12 @@ def _choose(
     c = c[None, :] if LAST else c[:, None]
     c_live = c0 + c < channels
     c = c.to(OFFSET)
-    image = tl.load(boxes + k * 6 + 2)
-    one = tl.load(boxes + k * 6 + 5)
-    channel = pick(sc, one)
-    base = pick(maps, one) + image.to(tl.int64) * pick(sn, one) + c0 * channel
+    image, base, channel, down, across = map_of(boxes, k, maps, sn, sc, sh, sw, c0)
     slot_y, count_y = _bins(bins, k, 0, p, True, P)
     slot_x, count_x = _bins(bins, k, 1, q, q < PW, P)
     row = k * line
     best, top, left = _search(
-        base, pick(sh, one), pick(sw, one), c * channel, c_live, cell + row, near + row, far + row, slot_y, count_y,
+        base, down, across, c * channel, c_live, cell + row, near + row, far + row, slot_y, count_y,
         slot_x, count_x, SAMPLES, OFFSET,
     )  # fmt: skip
     to = out + k * on + c0 * oc + (c * oc + (p.to(OFFSET) * oh + q.to(OFFSET) * ow))
@@ -237,11 +234,7 @@ def _sum_slopes(
     c = c[None, :] if LAST else c[:, None]
     c_live = c0 + c < channels
     c = c.to(OFFSET)
-    one = tl.load(boxes + k * 6 + 5)
-    down = pick(sh, one)
-    across = pick(sw, one)
-    channel = pick(sc, one)
-    base = pick(maps, one) + tl.load(boxes + k * 6 + 2).to(tl.int64) * pick(sn, one) + c0 * channel
+    _image, base, channel, down, across = map_of(boxes, k, maps, sn, sc, sh, sw, c0)
     cell += k * line
     near += k * line
     far += k * line
@@ -295,14 +288,12 @@ def _find(maps: Sequence[Tensor], candidates: Candidates, spec: Pooling, to: Ten
         return
     height, width = spec.output_size
     blocks, bins = forward_blocks(to, gathers=True), bins_at_once(width)
-    reach = [blocks.channels * abs(each.stride(1)) + each.shape[3] * abs(each.stride(3)) for each in maps]
-    reach.append(blocks.channels * to.stride(1) + height * to.stride(2) + width * to.stride(3))
     _choose[(to.shape[0] * height * triton.cdiv(width, bins), triton.cdiv(to.shape[1], blocks.channels))](
         tuple(maps), *zip(*(each.stride() for each in maps), strict=True), to, *to.stride(), *candidates[:5],
         candidates.cell.shape[1], to.shape[1],
         PH=height, PW=width, P=max(height, width), BC=blocks.channels, QB=bins, SAMPLES=KINDS[spec.kind].samples,
-        LAST=all(each.stride(1) == 1 for each in maps), WINNERS=winners, OFFSET=offset_type(*reach),
-        num_warps=blocks.warps, **UNFUSED,
+        LAST=all(each.stride(1) == 1 for each in maps), WINNERS=winners,
+        OFFSET=forward_offset(maps, to, blocks.channels), num_warps=blocks.warps, **UNFUSED,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -74,9 +74,8 @@ def make_tables(
         slopes: whether to make ``dlo`` and ``dhi``.
     """
     height, width = spec.output_size
-    heights, widths = tuple(shape[2] for shape in shapes), tuple(shape[3] for shape in shapes)
-    split = max(heights) + SPARE.value * height
-    row = split + max(widths) + SPARE.value * width
+    split = max(shape[2] for shape in shapes) + SPARE.value * height
+    row = split + max(shape[3] for shape in shapes) + SPARE.value * width
     boxes = rois.shape[0]
     most = max(height, width)
     weight = rois.new_empty(boxes, row, dtype=dtype)
@@ -87,37 +86,45 @@ def make_tables(
         dlo=torch.empty_like(weight) if slopes else weight[:0],
         dhi=torch.empty_like(weight) if slopes else weight[:0],
     )
-    ratio = spec.sampling_ratio if KINDS[spec.kind].samples else 0
     if boxes:
-        _tables[(boxes, 2)](
-            rois,
-            rois if level is None else level,
-            *tables,
-            shapes[0][0],
-            heights,
-            widths,
-            *(tuple(map(scale_bits, spec.scales[along::2])) for along in (0, 1)),
-            ratio,
-            ratio.bit_length() + 1 if ratio else 6,
-            split,
-            row,
-            LEVELS=level is not None,
-            PH=height,
-            PW=width,
-            P=most,
-            RULE="integral" if spec.kind == "integral" else "visit" if 0 < ratio <= FEW else "count",
-            ALIGNED=spec.aligned,
-            SLOPES=slopes,
-            WIDE=rois.dtype == torch.float64 or spec.kind == "integral",
-            PB=min(triton.next_power_of_2(most), 32),
-            TB=8,
-            num_warps=1,
-            enable_fp_fusion=False,
-        )
+        rule = "integral" if spec.kind == "integral" else "visit" if 0 < spec.sampling_ratio <= FEW else "count"
+        arguments, constants = of_boxes(shapes, rois, level, spec, slopes)
+        _tables[(boxes, 2)](*arguments, *tables, split, row, RULE=rule, **constants)
     return tables
 
 
-def scale_bits(scale: float) -> int:
+def of_boxes(
+    shapes: Sequence[Sequence[int]], rois: Tensor, level: Tensor | None, spec: Pooling, slopes: bool
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The first arguments and the constants of a kernel of grid (K, 2) that places boxes."""
+    ratio = spec.sampling_ratio if KINDS[spec.kind].samples else 0
+    most = max(spec.output_size)
+    arguments = (
+        rois,
+        rois if level is None else level,
+        shapes[0][0],
+        *(tuple(shape[along] for shape in shapes) for along in (2, 3)),
+        *(tuple(map(_bits, spec.scales[along::2])) for along in (0, 1)),
+        ratio,
+        ratio.bit_length() + 1 if ratio else 6,
+    )
+    constants = {
+        "LEVELS": level is not None,
+        "PH": spec.output_size[0],
+        "PW": spec.output_size[1],
+        "P": most,
+        "ALIGNED": spec.aligned,
+        "SLOPES": slopes,
+        "WIDE": rois.dtype == torch.float64 or spec.kind == "integral",
+        "PB": min(triton.next_power_of_2(most), 32),
+        "TB": 8,
+        "num_warps": 1,
+        "enable_fp_fusion": False,
+    }
+    return arguments, constants
+
+
+def _bits(scale: float) -> int:
     """A float64 as an int64: Triton takes floats as float32."""
     return int(struct.unpack("<q", struct.pack("<d", scale))[0])
 
@@ -129,6 +136,16 @@ def pick(values, one):
     for i in tl.static_range(1, len(values)):
         chosen = tl.where(one == i, values[i], chosen)
     return chosen
+
+
+@triton.jit
+def map_of(boxes, k, maps, sn, sc, sh, sw, c0):
+    """A box's image, where channel c0 of that image begins in the box's map, and the map's strides along c, y and x."""
+    image = tl.load(boxes + k * 6 + 2)
+    one = tl.load(boxes + k * 6 + 5)
+    channel = pick(sc, one)
+    base = pick(maps, one) + image.to(tl.int64) * pick(sn, one) + c0 * channel
+    return image, base, channel, pick(sh, one), pick(sw, one)
 
 
 @triton.jit
@@ -183,11 +200,6 @@ def fits_float32(lo, hi, scale, length, ratio):
 def _tables(
     rois,
     level,
-    bins,
-    boxes,
-    weight,
-    dlo,
-    dhi,
     images,
     heights,
     widths,
@@ -195,6 +207,11 @@ def _tables(
     scales_x,
     ratio,
     halvings,
+    bins,
+    boxes,
+    weight,
+    dlo,
+    dhi,
     split,
     row,
     LEVELS: tl.constexpr,
