@@ -118,20 +118,7 @@ def _hat_taps(position: float, length: int) -> Taps:
 
 def roi_pool(input: Tensor, rois: Tensor, size: Size, scale: Pair) -> Tensor:
     """RoIPool: whole cells, the maximum over each bin's."""
-    real = position_type(input, rois)
-    maps = _values(input)
-    out = np.zeros((len(rois), maps.shape[1], *size))
-    for k, (image, *box) in enumerate(_rows(rois)):
-        if not np.isfinite(box).all():
-            out[k] = math.nan
-            continue
-        rows = _bin_cells(box[1], box[3], size[0], scale[0], maps.shape[2], real)
-        columns = _bin_cells(box[0], box[2], size[1], scale[1], maps.shape[3], real)
-        for p, q in np.ndindex(size):
-            cells = [maps[int(image), :, y, x] for y, x in product(rows[p], columns[q])]
-            if cells:
-                out[k, :, p, q] = np.max(cells, 0)
-    return torch.from_numpy(out)
+    return _of_cells(input, rois, size, scale, np.max, whole=True)
 
 
 def ps_roi_align(input: Tensor, rois: Tensor, size: Size, scale: Pair, ratio: int) -> Tensor:
@@ -141,7 +128,7 @@ def ps_roi_align(input: Tensor, rois: Tensor, size: Size, scale: Pair, ratio: in
 
 def ps_roi_pool(input: Tensor, rois: Tensor, size: Size, scale: Pair) -> Tensor:
     """Position-sensitive RoI pooling: the mean over whole cells."""
-    return _own_channels(lambda maps: _cell_means(maps, rois, size, scale), input, size)
+    return _own_channels(lambda maps: _of_cells(maps, rois, size, scale, np.mean, whole=False), input, size)
 
 
 def _own_channels(pool: Callable[[Tensor], Tensor], input: Tensor, size: Size) -> Tensor:
@@ -154,7 +141,9 @@ def _own_channels(pool: Callable[[Tensor], Tensor], input: Tensor, size: Size) -
     return out
 
 
-def _cell_means(input: Tensor, rois: Tensor, size: Size, scale: Pair) -> Tensor:
+def _of_cells(
+    input: Tensor, rois: Tensor, size: Size, scale: Pair, reduce: Callable[..., np.ndarray], whole: bool
+) -> Tensor:
     real = position_type(input, rois)
     maps = _values(input)
     out = np.zeros((len(rois), maps.shape[1], *size))
@@ -162,17 +151,17 @@ def _cell_means(input: Tensor, rois: Tensor, size: Size, scale: Pair) -> Tensor:
         if not np.isfinite(box).all():
             out[k] = math.nan
             continue
-        rows = _bin_cells(box[1], box[3], size[0], scale[0], maps.shape[2], real, whole=False)
-        columns = _bin_cells(box[0], box[2], size[1], scale[1], maps.shape[3], real, whole=False)
+        rows = _bin_cells(box[1], box[3], size[0], scale[0], maps.shape[2], real, whole)
+        columns = _bin_cells(box[0], box[2], size[1], scale[1], maps.shape[3], real, whole)
         for p, q in np.ndindex(size):
             cells = [maps[int(image), :, y, x] for y, x in product(rows[p], columns[q])]
             if cells:
-                out[k, :, p, q] = np.mean(cells, 0)
+                out[k, :, p, q] = reduce(cells, 0)
     return torch.from_numpy(out)
 
 
 def _bin_cells(
-    low: float, high: float, bins: int, scale: float, length: int, real: type[np.floating], whole: bool = True
+    low: float, high: float, bins: int, scale: float, length: int, real: type[np.floating], whole: bool
 ) -> list[list[int]]:
     """RoIPool's cells; not ``whole``: without the cell that the box ends in, and without the map's last one."""
     first, last = (_half_away(real(edge) * real(scale)) for edge in (low, high))
@@ -289,7 +278,7 @@ def _rows_of_bins(
         return [[row] for row in _integral_rows(low, high, bins, length, scale)]
     if kind == "cells":
         each = np.eye(length)
-        cells = _bin_cells(low, high, bins, scale, length, real)
+        cells = _bin_cells(low, high, bins, scale, length, real, whole=True)
         return [[Row(each[cell], 0 * each[cell], 0 * each[cell]) for cell in part] for part in cells]
     if kind == "ps_cells":
         parts = _bin_cells(low, high, bins, scale, length, real, whole=False)

@@ -21,10 +21,9 @@ from roialign.boxes import as_rois
 from roialign.spec import Pooling
 from strategies import LAYOUTS, Case, cases, lay_out
 from test_differential import edges, random_call
+from triton_device import DEVICE, needs_kernels
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-_status = backends.available(torch.empty(0, 0, 0, 0, device=DEVICE))["triton"]
-pytestmark = pytest.mark.skipif(not _status.ready, reason=f"{_status.reason}; TRITON_INTERPRET=1 interprets")
+pytestmark = needs_kernels
 
 # Of the largest value: the kernels sum in float32, and in float64 for float64 maps; one rounding for half precision.
 # The interpreter rounds to bfloat16 by cutting off, hence two.

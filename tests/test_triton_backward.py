@@ -13,13 +13,12 @@ from torch import Tensor
 
 from roialign import backends, prroi_pool, roi_align
 from roialign.spec import Pooling
+from triton_device import DEVICE, needs_kernels
 
 tl = pytest.importorskip("triton.language")
 from roialign.backends.triton import backward, blocks, box_grad  # noqa: E402
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-_status = backends.available(torch.empty(0, 0, 0, 0, device=DEVICE))["triton"]
-pytestmark = pytest.mark.skipif(not _status.ready, reason=f"{_status.reason}; TRITON_INTERPRET=1 interprets")
+pytestmark = needs_kernels
 
 # What single numbers may differ by, per unit of the largest: sums of a few dozen products, in either order.
 RELATIVE = {torch.float64: 1e-14, torch.float32: 2e-6, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}

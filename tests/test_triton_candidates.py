@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 
 import pytest
@@ -12,11 +11,10 @@ from torch import Tensor
 from roialign import axis
 from roialign.spec import Pooling
 from test_differential import edges
+from triton_device import DEVICE, needs_kernels
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("needs TRITON_INTERPRET=1, or a GPU", allow_module_level=True)
 pytest.importorskip("triton")
+pytestmark = needs_kernels
 
 from roialign.backends.triton.candidates import Candidates, make_candidates  # noqa: E402
 

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from roialign import backends
 from roialign.spec import KINDS, Pooling
+from triton_device import DEVICE, STATUS
 
-_here = torch.cuda.is_available()
-_status = backends.available(torch.empty(0, 0, 0, 0, device="cuda" if _here else "cpu"))["triton"]
-pytestmark = pytest.mark.skipif(not (_here and _status.ready), reason=f"needs a GPU; {_status.reason}")
+pytestmark = pytest.mark.skipif(DEVICE != "cuda" or not STATUS.ready, reason=f"needs a GPU; {STATUS.reason}")
 
 SCALES = (0.25, 0.25)
 POOLINGS = {

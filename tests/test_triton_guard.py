@@ -10,12 +10,10 @@ import torch
 import torchvision.ops  # noqa: F401 its operators
 from torch import Tensor
 
-from roialign import backends
 from roialign.integrations import accelerate_gpu as gpu
+from triton_device import DEVICE, needs_kernels
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-_status = backends.available(torch.empty(0, 0, 0, 0, device=DEVICE))["triton"]
-pytestmark = pytest.mark.skipif(not _status.ready, reason=f"{_status.reason}; TRITON_INTERPRET=1 interprets")
+pytestmark = needs_kernels
 
 ROWS = {  # box: whether it can be pooled from two images
     (0, 1, 2, 9, 8): True,

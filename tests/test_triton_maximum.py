@@ -5,7 +5,6 @@ differences and numbers worked by hand.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 
 import pytest
@@ -19,11 +18,10 @@ from roialign.backends.operator import Kernels
 from roialign.spec import Pooling
 from strategies import lay_out
 from test_differential import compare, random_call
+from triton_device import DEVICE, needs_kernels
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("needs TRITON_INTERPRET=1, or a GPU", allow_module_level=True)
 pytest.importorskip("triton")
+pytestmark = needs_kernels
 
 import triton.language as tl  # noqa: E402
 
