@@ -117,6 +117,9 @@ CALLS: dict[str, Call] = {
     "boxes bool": Call(align(map_(), boxes().bool()), TypeError, ("boxes", "torch.bool", "expected", "integer")),
     "boxes complex": Call(align(map_(), boxes() + 0j), TypeError, ("boxes", "torch.complex64", "expected")),
     "boxes sparse": Call(align(map_(), boxes().to_sparse()), TypeError, ("boxes", "torch.sparse_coo", "expected")),
+    "boxes freed and apart": Call(
+        align(map_(), freed(boxes(0, 1).t().contiguous().t())), ValueError, ("boxes", "0 bytes", "expected")
+    ),
     "boxes freed": Call(align(map_(), freed(boxes().half())), ValueError, ("boxes", "0 bytes", "expected 10")),
     "list freed": Call(
         align(map_(), [freed(torch.ones(1, 4)), torch.ones(1, 4)]), ValueError, ("boxes[0]", "0 bytes", "expected 16")
@@ -191,6 +194,14 @@ CALLS: dict[str, Call] = {
     "prroi input": Call(lambda: prroi_pool(map_(8, 8), boxes(), 2), ValueError, (*INPUT, "(8, 8)")),
     "pool boxes": Call(lambda: roi_pool(map_(), torch.ones(3, 3), 2), ValueError, (*BOXES, "(3, 3)")),
     "level missing": Call(pyramid(featmap_names=["0", "p7"]), ValueError, ("x", "'p7'", "['0', '1']")),
+    "level within missing": Call(
+        pyramid(x={"0": map_(2, 3, 16, 16), "2": map_()}, featmap_names=["0", "1", "2"]),
+        ValueError,
+        ("x", "has no level '1'", "['0', '2']"),
+    ),
+    "level of the same number": Call(
+        pyramid(featmap_names=["0", "01"]), ValueError, ("x", "has no level '01'", "['0', '1']")
+    ),
     "levels none": Call(pyramid(featmap_names=[]), ValueError, ("featmap_names", "[]", "expected")),
     "levels a string": Call(pyramid(featmap_names="01"), ValueError, ("featmap_names", "'01'", "expected")),
     "level of other channels": Call(
@@ -205,8 +216,12 @@ CALLS: dict[str, Call] = {
     "level no tensor": Call(pyramid(x={"0": map_(2, 3, 16, 16), "1": 1}), TypeError, ("x['1']", "int", "expected")),
     "pyramid no mapping": Call(pyramid(x=[map_(), map_()]), TypeError, ("x", "list", "expected")),
     "pyramid boxes a tensor": Call(pyramid(boxes=boxes()), TypeError, ("boxes", "Tensor", "expected a list")),
+    "pyramid boxes a number": Call(pyramid(boxes=5), TypeError, ("boxes", "int", "expected a list")),
     "pyramid boxes too few": Call(pyramid(boxes=[torch.ones(1, 4)]), ValueError, ("boxes", "1 tensors", "2 images")),
     "images too few": Call(pyramid(image_shapes=[(64, 64)]), ValueError, ("image_shapes", "1 shapes", "2 images")),
+    "images flat": Call(
+        pyramid(image_shapes=[(64, 64), (64, 0)]), ValueError, ("image_shapes", "(64, 0)", "expected positive")
+    ),
     "images none": Call(pyramid(image_shapes=[]), ValueError, ("image_shapes", "0 shapes", "2 images", "expected")),
     "image of no height": Call(
         pyramid(image_shapes=[(0, 64)] * 2), ValueError, ("image_shapes", "(0, 64)", "expected positive")
@@ -218,6 +233,7 @@ CALLS: dict[str, Call] = {
         pyramid(x={"0": map_(2, 3, 16, 16), "1": map_(2, 3, 11, 11)}), ValueError, ("x['1']", "(11, 11)", "expected")
     ),
     "pyramid scale": Call(pyramid(canonical_scale=0), ValueError, ("canonical_scale", "0", "expected")),
+    "pyramid scale infinite": Call(pyramid(canonical_scale=INF), ValueError, ("canonical_scale", "inf", "expected")),
     "pyramid mode": Call(pyramid(mode="median"), ValueError, ("mode", "'median'", "expected")),
 }
 

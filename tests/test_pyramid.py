@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -151,6 +152,7 @@ BY_HAND: dict[str, tuple[list[Size], list[Size], list[float]]] = {
     "empty": ([(15, 15)], [(3, 3), (1, 1), (0, 0), (0, 0)], [1 / 4, 1 / 8, 1 / 16, 1 / 16]),
     "empty first": ([(15, 15)], [(0, 0), (3, 3)], [1 / 16, 1 / 4]),
     "empty on one side": ([(7, 60)], [(1, 15), (0, 7), (0, 3)], [1 / 4, 1 / 8, 1 / 16]),
+    "two empty on one side": ([(7, 28)], [(1, 7), (0, 4), (0, 2), (0, 1)], [1 / 4, 1 / 8, 1 / 16, 1 / 16]),
     "all empty": ([(3, 3)], [(0, 0)], [1 / 4]),
     "no images": ([], [(8, 8), (4, 4)], [1, 1]),
 }
@@ -169,11 +171,20 @@ def test_maps_that_are_no_halvings_are_refused(size: Size) -> None:
         infer_scales(features([(16, 16), size]), [(64, 64)])
 
 
-def test_the_order_of_the_levels_does_not_matter() -> None:
-    sizes = pyramid((320, 32), (4, 8, 16, 32), "down")
+@pytest.mark.parametrize(
+    ("image", "padded", "rounding"), [((300, 16), (320, 32), "down"), ((36, 36), (36, 36), "up")], ids=["down", "up"]
+)
+def test_the_order_of_the_levels_does_not_matter(image: Size, padded: Size, rounding: str) -> None:
+    sizes = pyramid(padded, (4, 8, 16, 32), rounding)
     scales = dict(zip(sizes, expected((4, 8, 16, 32)), strict=True))
     for order in itertools.permutations(sizes):
-        assert infer_scales(features(list(order)), [(300, 16)]) == [scales[size] for size in order]
+        assert infer_scales(features(list(order)), [image]) == [scales[size] for size in order]
+
+
+def test_of_maps_with_as_many_cells_the_first_is_the_finest() -> None:
+    for sizes in itertools.permutations([(4, 8), (8, 4)]):
+        with pytest.raises(ValueError, match=re.escape(f"x['1']: got {sizes[1]} cells, where x['0'] has {sizes[0]};")):
+            infer_scales(features(list(sizes)), [(16, 16)])
 
 
 # What is pooled.

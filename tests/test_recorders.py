@@ -149,6 +149,30 @@ def test_torch_fx_of_a_function_and_of_a_pyramid() -> None:
     assert_same(torch.fx.symbolic_trace(pyramid), pyramid, (4, 9))
 
 
+class Watching:
+    """Takes a call over, as PyTorch's protocol lets any argument do."""
+
+    @classmethod
+    def __torch_function__(cls, function: object, types: object, args: object = (), kwargs: object = None) -> str:
+        return getattr(function, "__name__", "")
+
+
+def test_any_one_argument_may_take_a_call_over() -> None:
+    maps, rois = torch.ones(1, 1, 8, 8), torch.ones(1, 4)
+    watching: Any = Watching()
+    for arguments in ((watching, [rois]), (maps, watching), (maps, [watching]), (maps, (watching,))):
+        assert roialign.roi_align(*arguments, 2) == "roi_align"
+    pooler = roialign.MultiScaleRoIAlign(["0"], 2, 2)
+    given: list[tuple[Any, Any]] = [
+        (watching, [rois]),
+        ({"0": watching}, [rois]),
+        ({"0": maps}, watching),
+        ({"0": maps}, [watching]),
+    ]
+    for x, boxes in given:
+        assert pooler(x, boxes, [(8, 8)]) == "multi_scale_roi_align"
+
+
 class Backbone(nn.Module):
     """A convolution and a pooler behind it."""
 

@@ -29,9 +29,9 @@ def multi_scale_roi_align(
 ) -> Tensor:
     """What :class:`roialign.MultiScaleRoIAlign` does, as a function, so that ``torch.fx`` records it as one node."""
     maps = tuple(x.values()) if isinstance(x, Mapping) else (x,)
-    if has_torch_function(maps) or has_torch_function(boxes):
+    watching = (*maps, *boxes) if isinstance(boxes, list | tuple) else (*maps, boxes)
+    if has_torch_function(watching):
         how = (featmap_names, output_size, sampling_ratio, canonical_scale, canonical_level, aligned, kind)
-        watching = (*maps, *boxes) if isinstance(boxes, list | tuple) else (*maps, boxes)
         return handle_torch_function(multi_scale_roi_align, watching, x, boxes, image_shapes, *how)
     named = unrecorded(_named_features, x, featmap_names)
     features = list(named.values())
