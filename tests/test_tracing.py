@@ -164,3 +164,47 @@ def test_what_only_looks_is_not_recorded() -> None:
     graph = torch.jit.trace(traced, torch.ones(3))
     assert [node.kind() for node in graph.graph.nodes()][-1] == "aten::add"
     assert graph(torch.zeros(5)).tolist() == [1] * 5
+
+
+# Who differentiates, and who may look at values.
+
+DIFFERENTIATED: dict[str, tuple[Callable[[Callable[[Tensor], Tensor], Tensor], object], bool]] = {
+    "nothing": (lambda f, x: f(x), False),
+    "autograd": (lambda f, x: f(x.requires_grad_()).sum().backward(), False),
+    "vmap": (lambda f, x: torch.vmap(f)(x), False),
+    "vmap twice": (lambda f, x: torch.vmap(torch.vmap(f))(x.reshape(1, -1)), False),
+    "dual level": (under(torch.autograd.forward_ad.dual_level), True),
+    "grad": (lambda f, x: torch.func.grad(lambda x: f(x).sum())(x), True),
+    "jvp": (lambda f, x: torch.func.jvp(f, (x,), (x,)), True),
+    "grad in vmap": (lambda f, x: torch.vmap(torch.func.grad(f))(x), True),
+    "vmap in grad": (lambda f, x: torch.func.grad(lambda x: torch.vmap(f)(x).sum())(x), True),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENTIATED)
+def test_who_differentiates_by_other_means_than_autograd(name: str) -> None:
+    differentiate, expected = DIFFERENTIATED[name]
+    seen: list[bool] = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append(tracing.differentiates_forward())
+        return x * 1
+
+    differentiate(look, torch.ones(2))
+    assert set(seen) == {expected}
+    assert not tracing.differentiates_forward()
+
+
+def test_values_may_be_looked_at_in_an_ordinary_call() -> None:
+    x = torch.ones(2)
+    assert not tracing.hides_values(x, torch.nn.Parameter(x), x.clone().requires_grad_())
+    assert tracing.hides_values(x, x.to("meta"))
+    assert tracing.hides_values(x.as_subclass(Named))
+    with Watcher():
+        assert tracing.hides_values()
+        with tracing.values_seen():
+            assert not tracing.hides_values(x.to("meta"))
+            with tracing.values_seen():
+                pass
+            assert not tracing.hides_values()
+        assert tracing.hides_values()
