@@ -246,6 +246,16 @@ def test_impossible_tiles_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match="got"):
             next(detect(Finder(), [Photo(PHOTO_FILE)], **arguments))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="positional"):
+        detect(Finder(), [], 64)  # type: ignore[misc]
+
+
+def test_tiles_may_have_nothing_in_common(tmp_path: Path) -> None:
+    Image.new("RGB", (130, 60)).save(tmp_path / "wide.png")
+    for tile, tiles in ((0, 1), (65, 2), (64, 3)):
+        finder = Finder()
+        next(detect(finder, [Photo(tmp_path / "wide.png")], tile=tile, overlap=0))
+        assert len(finder.batches) == tiles
 
 
 def coco(folder: Path, boxes: list[list[float]], crowds: list[list[float]] | None = None) -> CocoData:

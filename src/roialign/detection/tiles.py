@@ -79,7 +79,7 @@ def detect(
         check_card(card, getattr(model, "description", {}))
     tile = card.get("tile", TILE) if tile is None else tile
     overlap = card.get("overlap", OVERLAP) if overlap is None else overlap
-    if tile < 0 or not 0 <= overlap < (tile or overlap + 1):
+    if overlap < 0 or (tile != 0 and overlap >= tile):
         raise ValueError(f"tile, overlap: got {tile}, {overlap}; expected 0 <= overlap < tile, or tile 0")
     if batch < 1:
         raise ValueError(f"batch: got {batch}; expected at least 1")
