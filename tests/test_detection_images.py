@@ -207,14 +207,12 @@ def test_a_model_that_says_nothing_gets_tiles_of_512_with_128_in_common(width: i
 
 
 def test_a_small_image_is_padded_with_the_mean_colour() -> None:
-    colour = torch.tensor(FILL)[:, None, None].expand(3, 64, 64) / 255
-    for height, width in (64, 63), (63, 64), (1, 100):
+    colour = torch.tensor(FILL)[:, None, None] / 255
+    for height, width in (64, 63), (63, 64), (1, 100), (100, 1):
         pixels = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
-        padded = _pad(pixels)
-        assert padded.shape == (3, 64, max(64, width))
-        torch.testing.assert_close(padded[:, :height, :width], pixels)
-        torch.testing.assert_close(padded[:, height:, :64], colour[:, height:])
-        torch.testing.assert_close(padded[:, :, width:], colour[:, :, width:])
+        expected = colour.repeat(1, max(64, height), max(64, width))
+        expected[:, :height, :width] = pixels
+        torch.testing.assert_close(_pad(pixels), expected)
     whole = torch.rand(3, 64, 64)
     assert _pad(whole) is whole
 
