@@ -1,10 +1,10 @@
 """Mutation testing: change one operator, constant or word of a file, run the file's own tests, and see who notices.
 
 ``make mutants``, or ``make mutants MUTANTS="axis.py tiles.py:40 --sample 50"``. A mutant that no test notices is a
-survivor; it wants a test, or an entry in mutants.txt with the reason why it is the same program. One process imports
-everything but roialign and forks for each mutant, in which only the mutated module differs: nothing on disk is changed,
-and a mutant costs little more than the tests until the first that fails. Needs Linux; the C++ part also cmake and a
-compiler.
+survivor; it wants a test, or an entry in mutants.txt with the reason why it is the same program. For each file one
+process collects its tests and forks for each mutant, which is put in the place of the code it was made of: nothing on
+disk is changed, and a mutant costs little more than the tests until the first that fails; those that caught one before
+come first. Needs Linux; the C++ part also cmake and a compiler.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import importlib.machinery
-import importlib.util
 import json
 import os
 import random
@@ -26,9 +24,15 @@ import subprocess
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+import helpers
+from mutated import CannotReplaceError, replace_core, replace_source, run_forked
 from mutations import Mutant, cpp_mutants, python_mutants
 
 ROOT = Path(__file__).parent.parent
@@ -87,9 +91,14 @@ WITHOUT = {
     "tables.cpp": "[reference",
     "levels.py": "symbols",
 }
-CORE = "roialign._core"
-NO_PROGRAM = 100
-RESULTS = {0: "survived", NO_PROGRAM: "no program", -signal.SIGXCPU: "timeout", -signal.SIGKILL: "timeout"}
+NO_PROGRAM, NOT_TRIED = 100, 101
+RESULTS = {
+    0: "survived",
+    NOT_TRIED: "not tried",
+    NO_PROGRAM: "no program",
+    -signal.SIGXCPU: "timeout",
+    -signal.SIGKILL: "timeout",
+}
 
 # Imported before the first fork. None of them may start a thread: a fork has only its own.
 HEAVY = [
@@ -98,27 +107,6 @@ HEAVY = [
     "faster_coco_eval", "matplotlib.figure", "matplotlib.backends.backend_agg", "typer", "rich.console",
     "onnx.backend.test.case.node.roialign",
 ]  # fmt: skip
-
-
-class Loader(importlib.machinery.SourceFileLoader):
-    """A module from a source that is not the file's."""
-
-    source = ""
-
-    def get_code(self, fullname: str) -> object:
-        return compile(self.source, self.path, "exec")
-
-
-class Finder:
-    """Finds one module before anybody else does."""
-
-    def __init__(self, name: str, loader: importlib.machinery.SourceFileLoader) -> None:
-        self.name, self.loader = name, loader
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> object:
-        if name != self.name:
-            return None
-        return importlib.util.spec_from_file_location(name, self.loader.path, loader=self.loader)
 
 
 class Core:
@@ -154,97 +142,84 @@ class Core:
         return core
 
 
-def run_forked(code: str, backend: str, *arguments: str, timeout: float = 0) -> str:
-    """``helpers.run_python`` in a fork, which has the mutant; a Python of its own would import the original.
+class Tests:
+    """The tests of one file, collected once. A plugin of pytest: it takes the loop over them over."""
 
-    The limit on the processor's time is the mutant's.
-    """
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            os.dup2(writing, 1)
-            sys.stdout = os.fdopen(1, "w", closefd=False)
-            sys.argv = ["-c", *arguments]
-            os.environ["ROIALIGN_BACKEND"] = backend
-            from roialign import backends
+    def __init__(self, path: str, work: Callable[[Tests], None]) -> None:
+        self.path, self.work = path, work
+        self.session: Any = None
+        self.items: list[pytest.Item] = []
+        self.caught: Counter[str] = Counter()  # by each test
 
-            backends._Forced.name = backend
-            exec(code, {"__name__": "__main__"})
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(status)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        output = pipe.read()
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert status == 0, f"exit status {status}\n{output}"
-    return output
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self.session, self.items = session, session.items
+        self.work(self)
+        return True
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            print(report.nodeid, report.longreprtext, sep="\n")
+
+    def collect(self) -> None:
+        """And work."""
+        skip = [*SKIP, *filter(None, [WITHOUT.get(Path(self.path).name)])]
+        options = ["-q", "--no-header", "--capture=no", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:cov"]
+        options += ["-W", "ignore:Module already imported:pytest.PytestWarning", "--tb=short"]
+        options += ["--hypothesis-profile=mutants", "-k", f"not ({' or '.join(skip)})"]
+        files = [str(ROOT / "tests" / each) if each.startswith("test_") else each for each in TESTS[self.path]]
+        status = pytest.main([*options, *files], plugins=[self])
+        if status:
+            raise SystemExit(f"{self.path}: pytest ends with {status}")
+
+    def first_to_fail(self) -> str:
+        """Run the tests until one fails; its name."""
+        items = sorted(self.items, key=lambda item: -self.caught[item.nodeid])  # stable
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if self.session.testsfailed:
+                return item.nodeid
+        return ""
 
 
-def child(mutant: Mutant, core: Core | None, folder: Path, tests: list[str], log: Path) -> int:
+def child(mutant: Mutant, core: Core | None, folder: Path, tests: Tests) -> int:
     """Run the tests on the mutant, in this process, which ends with it. 0 is a survivor."""
     os.setpgid(0, 0)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    output = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    name = mutant.path.removeprefix("src/").removesuffix(".py").replace("/", ".")
-    if core:
-        try:
-            made = core.make(mutant.path, mutant.source, folder)
-        except subprocess.CalledProcessError:
-            return NO_PROGRAM
-        name, loader = CORE, importlib.machinery.ExtensionFileLoader(CORE, str(made))
-    else:
-        loader = Loader(name, str(ROOT / mutant.path))
-        loader.source = mutant.source
-    sys.meta_path.insert(0, Finder(name, loader))
-    import pytest
-
-    import helpers
-
-    helpers.run_python = run_forked
-
-    skip = [*SKIP, *filter(None, [WITHOUT.get(Path(mutant.path).name)])]
-    options = [
-        "-x",
-        "-q",
-        "--no-header",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "-p",
-        "no:cov",
-        "-k",
-        f"not ({' or '.join(skip)})",
-    ]
-    options += ["-W", "ignore:Module already imported:pytest.PytestWarning", "--tb=line"]
-    options += ["--hypothesis-profile=mutants", f"--basetemp={folder / 'tmp'}"]
-    code = int(pytest.main([*options, *tests]))
-    if name not in sys.modules:
-        return 101
-    return code
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = str(folder)
+    try:
+        if core:
+            replace_core(core.make(mutant.path, mutant.source, folder))
+        elif mutant.line:
+            name = mutant.path.removeprefix("src/").removesuffix(".py").replace("/", ".")
+            replace_source(name, ROOT / mutant.path, mutant.source)
+    except subprocess.CalledProcessError:
+        return NO_PROGRAM
+    except CannotReplaceError:
+        return NOT_TRIED
+    failed = tests.first_to_fail()
+    (folder / "failed").write_text(failed, "utf-8")
+    return int(bool(failed))
 
 
-def start(mutant: Mutant, core: Core | None, number: int, limit: int) -> tuple[int, Path]:
+def start(mutant: Mutant, core: Core | None, number: int, limit: int, tests: Tests) -> tuple[int, Path]:
     folder = OUT / "work" / str(number)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    tests = [str(ROOT / "tests" / each) if each.startswith("test_") else each for each in TESTS[mutant.path]]
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1:
+        raise SystemExit(f"{threads} threads where a process is to fork: a fork would not be clean")
     pid = os.fork()
     if pid:
         return pid, folder
     code = 99
     try:
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
-        code = child(mutant, core, folder, tests, folder / "log")
+        code = child(mutant, core, folder, tests)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -253,7 +228,9 @@ def start(mutant: Mutant, core: Core | None, number: int, limit: int) -> tuple[i
         os._exit(code)
 
 
-def run_all(mutants: list[Mutant], core: Core | None, limit: int, report: Callable[[Mutant, str, float], None]) -> None:
+def run_all(
+    mutants: list[Mutant], core: Core | None, limit: int, tests: Tests, report: Callable[[Mutant, str, float], None]
+) -> None:
     """Two at a time, each with ``limit`` seconds of the processor, and twenty times that on a busy machine's clock."""
     waiting = list(enumerate(mutants))[::-1]
     running: dict[int, tuple[Mutant, Path, float]] = {}
@@ -261,7 +238,7 @@ def run_all(mutants: list[Mutant], core: Core | None, limit: int, report: Callab
         while waiting or running:
             while waiting and len(running) < JOBS:
                 number, mutant = waiting.pop()
-                pid, folder = start(mutant, core, number, limit)
+                pid, folder = start(mutant, core, number, limit, tests)
                 running[pid] = mutant, folder, time.monotonic() + 20 * limit
             time.sleep(0.02)
             for pid, (mutant, folder, deadline) in list(running.items()):
@@ -270,6 +247,8 @@ def run_all(mutants: list[Mutant], core: Core | None, limit: int, report: Callab
                 done, status, used = os.wait4(pid, os.WNOHANG)
                 if done:
                     kill_group(pid)
+                    if (folder / "failed").exists():
+                        tests.caught[(folder / "failed").read_text("utf-8")] += 1
                     report(
                         mutant, RESULTS.get(os.waitstatus_to_exitcode(status), "caught"), used.ru_utime + used.ru_stime
                     )
@@ -302,14 +281,15 @@ def explained() -> dict[tuple[str, str, str], str]:
     return reasons
 
 
-def judge(path: str, lines: list[int], options: argparse.Namespace) -> list[Mutant]:
-    """Run one file's mutants; returns the survivors that mutants.txt does not explain."""
+def judge(tests: Tests, lines: list[int], options: argparse.Namespace) -> int:
+    """Run one file's mutants; returns how many survivors there are that mutants.txt does not explain."""
+    path = tests.path
     original = (ROOT / path).read_text("utf-8")
     python = path.endswith(".py")
     core = None if python else Core()
     began = time.monotonic()
     untouched: list[tuple[str, float]] = []
-    run_all([Mutant(path, 0, "", "", original)], core, 600, lambda _, *result: untouched.append(result))
+    run_all([Mutant(path, 0, "", "", original)], core, 600, tests, lambda _, *result: untouched.append(result))
     if untouched[0][0] != "survived":
         raise SystemExit(f"{path}: {untouched[0][0]} without any change; its tests say:\n{LOG.read_text('utf-8')}")
     limit = 10 + round(2 * untouched[0][1])
@@ -320,28 +300,41 @@ def judge(path: str, lines: list[int], options: argparse.Namespace) -> list[Muta
     todo = [each for each in mutants if not lines or each.line in lines]
     if options.sample and options.sample < len(todo):
         todo = random.Random(options.seed).sample(todo, options.sample)
-    survivors: list[Mutant] = []
-    counts = {"caught": 0, "timeout": 0, "no program": 0, "same": 0}
+    counts = Counter[str]()
     with (OUT / f"{Path(path).name}.txt").open("w", encoding="utf-8") as log:
 
         def report(mutant: Mutant, result: str, _: float) -> None:
+            if result == "survived" and (path, mutant.before, mutant.after) in known:
+                result = "the same program"
+            counts[result] += 1
             print(result, mutant, file=log, flush=True)
-            if result != "survived":
-                counts[result if result in counts else "caught"] += 1
-            elif (path, mutant.before, mutant.after) in known:
-                counts["same"] += 1
-            else:
-                survivors.append(mutant)
-                print(mutant, flush=True)
+            if result in ("survived", "not tried"):
+                print(result, mutant, flush=True)
 
-        run_all(todo, core, limit, report)
-    print(
-        f"{path}: {len(todo)} of {len(mutants)} mutants: {counts['caught']} caught, {counts['timeout']} stopped by the "
-        f"time limit, {counts['no program']} do not compile, {counts['same']} the same program, "
-        f"{len(survivors)} survived unexplained; {time.monotonic() - began:.0f} s",
-        flush=True,
-    )
-    return survivors
+        run_all(todo, core, limit, tests, report)
+    found = ", ".join(f"{count} {result}" for result, count in counts.most_common())
+    print(f"{path}: {len(todo)} of {len(mutants)} mutants: {found}; {time.monotonic() - began:.0f} s", flush=True)
+    return counts["survived"] + counts["not tried"]
+
+
+def judge_apart(path: str, lines: list[int], options: argparse.Namespace) -> bool:
+    """The same in a process that imports roialign and this file's tests; whether all is well."""
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    code, found = 1, [1]
+    try:
+        helpers.run_python = run_forked
+        tests = Tests(path, lambda tests: found.append(judge(tests, lines, options)))
+        tests.collect()
+        code = int(found[-1] > 0)
+    except SystemExit as stopped:
+        print(stopped, flush=True)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def main() -> None:
@@ -380,12 +373,9 @@ def main() -> None:
         derandomize=True,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
-    threads = len(os.listdir("/proc/self/task"))
-    if threads > 1 or "roialign" in sys.modules:
-        raise SystemExit(f"{threads} threads before the first fork, or roialign is imported: a fork would not be clean")
-    survivors = [mutant for path, lines in chosen.items() for mutant in judge(path, lines, options)]
+    well = [judge_apart(path, lines, options) for path, lines in chosen.items()]
     shutil.rmtree(OUT / "work", ignore_errors=True)
-    sys.exit(bool(survivors))
+    sys.exit(not all(well))
 
 
 if __name__ == "__main__":
