@@ -46,7 +46,7 @@ MEMORY = 8 << 30  # bytes; more is a mutant caught
 # file -> its tests, the quickest first: the first failure ends a run.
 POOLS = ["test_limits.py", "test_differential.py", "test_other_pools.py", "test_roi_align.py"]
 TESTS = {
-    "src/roialign/axis.py": [*POOLS, "test_explain.py"],
+    "src/roialign/axis.py": ["test_axis.py", *POOLS, "test_explain.py"],
     "src/roialign/boxes.py": ["test_arguments.py", "test_errors.py", "test_multiscale.py", "test_differential.py"],
     "src/roialign/spec.py": ["test_arguments.py", "test_errors.py", "test_multiscale.py", "test_layouts_dtypes.py"],
     "src/roialign/functional.py": [
@@ -83,6 +83,7 @@ SKIP = [
     "long_map",
     "detectors",
     "cannot_be_imported",
+    "needs_matplotlib",
 ]
 WITHOUT = {
     "axis.py": "[native",

@@ -1,0 +1,67 @@
+"""The rules along one axis, where only large numbers or hidden ones tell them from others."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from roialign import axis
+
+
+def test_what_fits_into_float32() -> None:
+    """All four numbers of an axis must, in cells: up to 2**23 there are halves."""
+    most = 2.0**23
+    for scale, lo, hi, length, ratio in (
+        (0.25, 4 * most, 0, 8, 2),
+        (0.25, 0, -4 * most, 8, 2),
+        (4.0, most / 4, most / 4, 8, 2),
+        (1.0, 0, 0, most, 2),
+        (1.0, 0, 0, 8, most),
+    ):
+        edges = torch.tensor([[lo], [hi]])
+        assert axis.fits_float32(*edges, scale, int(length), int(ratio))
+        lo, hi, length, ratio = (number * (1 + 2**-20) for number in (lo, hi, length, ratio))
+        assert not axis.fits_float32(*torch.tensor([[lo], [hi]]), scale, math.ceil(length), math.ceil(ratio))
+
+
+def test_samples_may_lie_where_no_number_reaches() -> None:
+    """The last of 2**60 samples in a box of 1e300 cells: its place times the box is infinite, before it is divided."""
+    lo, hi = torch.zeros(1, dtype=torch.float64), torch.tensor([1e300], dtype=torch.float64)
+    window = axis.align_window(lo, hi, 1, 1.0, 2**60, aligned=False)
+    assert axis.mean_matrix(window, 1, 8).tolist() == [[[0.0] * 8]]
+
+
+def boxes(seed: int, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Edges of boxes of every size, before, on, across and beyond a map of this length; some on whole cells."""
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(2, 16, generator=generator, dtype=torch.float64)
+    lo = (4 * uniform[0] - 2) * length
+    size = 0.01 * (1000 * length) ** uniform[1]
+    lo[::4], size[::4] = lo[::4].round(), size[::4].ceil()
+    return lo.to(dtype), (lo + size).to(dtype)
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    length=st.integers(1, 80),
+    bins=st.integers(1, 5),
+    scale=st.sampled_from([1.0, 0.5, 1.7]),
+    aligned=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_samples_are_found_where_bisecting_the_whole_grid_finds_them(
+    seed: int, length: int, bins: int, scale: float, aligned: bool, dtype: torch.dtype
+) -> None:
+    unseen = axis.align_window(*boxes(seed, length, dtype), bins, scale, 0, aligned)
+    seen = unseen._replace(most=max(1, int(unseen.grid.max())))
+    assert unseen.most == 0
+    assert torch.equal(axis.mean_matrix(unseen, bins, length), axis.mean_matrix(seen, bins, length))
+    samples = axis.max_samples(length)
+    for found, expected in zip(
+        axis.sample_matrix(unseen, bins, length, samples), axis.sample_matrix(seen, bins, length, samples), strict=True
+    ):
+        assert torch.equal(found, expected)
