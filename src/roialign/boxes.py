@@ -1,8 +1,9 @@
-"""Every accepted form of boxes becomes one ``[K, 1 + 4]`` tensor here, and every check of boxes is here.
+"""Every accepted form of boxes becomes one ``[K, 1 + 2 * rank]`` tensor here, and every check of boxes is here.
 
-A row is ``(batch index, x1, y1, x2, y2)``, coordinates in pixels of the image. Its dtype is the dtype in which
-positions are computed: float64 if the feature map or any box is float64, else float32. The batch index thus never
-passes through half precision, and is exact up to 2**24 images.
+A row is the batch index, the lower corner and the upper one, x first, in pixels of the image: ``(i, x1, y1, x2, y2)``
+on a map ``[N, C, H, W]``, ``(i, x1, x2)`` on one of rank 1, ``(i, x1, y1, z1, x2, y2, z2)`` on one of rank 3. Its dtype
+is the dtype in which positions are computed: float64 if the feature map or any box is float64, else float32. The batch
+index thus never passes through half precision, and is exact up to 2**24 images.
 """
 
 from __future__ import annotations
@@ -15,36 +16,45 @@ from torch import Tensor
 
 Boxes = Tensor | Sequence[Tensor]
 
-FORMATS = "Tensor[K, 5] with rows (batch index, x1, y1, x2, y2), or a list of one Tensor[L, 4] per image"
+FORMATS = {  # by the map's rank
+    rank: f"Tensor[K, {1 + 2 * rank}] with rows (batch index, {corners}), "
+    f"or a list of one Tensor[L, {2 * rank}] per image, on a map {map}"
+    for rank, corners, map in (
+        (1, "x1, x2", "[N, C, L]"),
+        (2, "x1, y1, x2, y2", "[N, C, H, W]"),
+        (3, "x1, y1, z1, x2, y2, z2", "[N, C, D, H, W]"),
+    )
+}
 
 
 def check_boxes(input: Tensor, boxes: Boxes) -> None:
     """Boxes must be in one of the accepted forms and go with the feature map.
 
     Args:
-        input: the feature map, ``[N, C, H, W]``.
+        input: the feature map, of rank 1, 2 or 3.
         boxes: what the caller gave.
 
     Raises:
         TypeError: boxes are neither a tensor nor a list of tensors, or their dtype is no number.
         ValueError: wrong rank, width, list length or device, or boxes on an empty map.
     """
+    rank = input.dim() - 2
     if isinstance(boxes, Tensor):
-        _check_tensor(input, "boxes", boxes, 5)
+        _check_tensor(input, "boxes", boxes, 1 + 2 * rank)
         count = boxes.shape[0]
     elif isinstance(boxes, list | tuple):
         if len(boxes) != input.shape[0]:
             raise ValueError(
                 f"boxes: got a list of {len(boxes)} tensors for an input of {input.shape[0]} images; "
-                f"expected one Tensor[L, 4] per image"
+                f"expected one Tensor[L, {2 * rank}] per image"
             )
         count = 0
         for image, part in enumerate(boxes):
-            _check_tensor(input, f"boxes[{image}]", part, 4)
+            _check_tensor(input, f"boxes[{image}]", part, 2 * rank)
             count += part.shape[0]
     else:
-        raise TypeError(f"boxes: got {type(boxes).__name__}; expected {FORMATS}")
-    if (input.shape[2] == 0 or input.shape[3] == 0) and count > 0:
+        raise TypeError(f"boxes: got {type(boxes).__name__}; expected {FORMATS[rank]}")
+    if 0 in input.shape[2:] and count > 0:
         raise on_empty_map(count, input)
 
 
@@ -52,11 +62,11 @@ def as_rois(input: Tensor, boxes: Boxes) -> Tensor:
     """Bring boxes that were checked, in any accepted form, to one tensor.
 
     Args:
-        input: the feature map, ``[N, C, H, W]``.
-        boxes: ``Tensor[K, 5]``, or a list or tuple of one ``Tensor[L, 4]`` per image; any floating or integer dtype.
+        input: the feature map, of rank 1, 2 or 3.
+        boxes: as one of ``FORMATS``; any floating or integer dtype.
 
     Returns:
-        ``[K, 5]`` rois, float32 or float64, contiguous, on the input's device, differentiable to the boxes.
+        ``[K, 1 + 2 * rank]`` rois, float32 or float64, contiguous, on the input's device, differentiable to the boxes.
     """
     if isinstance(boxes, Tensor):
         return boxes.to(position_dtype(input, [boxes])).contiguous()
@@ -65,19 +75,20 @@ def as_rois(input: Tensor, boxes: Boxes) -> Tensor:
         torch.cat([torch.full_like(part[:, :1], image, dtype=dtype), part.to(dtype)], 1)
         for image, part in enumerate(boxes)
     ]
-    return torch.cat(rows) if rows else torch.zeros(0, 5, dtype=dtype, device=input.device)
+    return torch.cat(rows) if rows else torch.zeros(0, 2 * input.dim() - 3, dtype=dtype, device=input.device)
 
 
 def fpn_levels(boxes: Sequence[Tensor], levels: Sequence[int], canonical_scale: float, canonical_level: int) -> Tensor:
-    """Assign each box to a level of a feature pyramid by its area.
+    """Assign each box to a level of a feature pyramid by its size.
 
-    ``floor(canonical_level + log2(sqrt(area) / canonical_scale) + 1e-6)``, clamped to the levels there are: Lin et al.,
-    "Feature Pyramid Networks", https://arxiv.org/abs/1612.03144, equation 1, with torchvision's rounding at a border.
-    Where the pyramid skips a level, the next coarser one serves. A box without area goes to the finest level, and so
-    does one that is not finite.
+    The size is the square root of the box's area on a map of rank 2, its length on one of rank 1, the cube root of its
+    volume on one of rank 3. The level is ``floor(canonical_level + log2(size / canonical_scale) + 1e-6)``, clamped to
+    the levels there are: Lin et al., "Feature Pyramid Networks", https://arxiv.org/abs/1612.03144, equation 1, with
+    torchvision's rounding at a border. Where the pyramid skips a level, the next coarser one serves. A box without area
+    goes to the finest level, and so does one that is not finite.
 
     Args:
-        boxes: one ``Tensor[L, 4]`` per image, pixels of the image.
+        boxes: one ``Tensor[L, 2 * rank]`` per image, pixels of the image.
         levels: the levels there are; level k has the scale ``2**-k``.
         canonical_scale: size in pixels of a box that belongs on the ``canonical_level``.
         canonical_level: that level.
@@ -86,7 +97,9 @@ def fpn_levels(boxes: Sequence[Tensor], levels: Sequence[int], canonical_scale: 
         ``[K]`` int64 index into ``levels``.
     """
     wide = [part.detach() if part.dtype == torch.float64 else part.detach().float() for part in boxes]
-    size = torch.cat([(part[:, 2] - part[:, 0]) * (part[:, 3] - part[:, 1]) for part in wide]).clamp(min=0).sqrt()
+    rank = wide[0].shape[1] // 2
+    sides = torch.cat([part[:, rank:] - part[:, :rank] for part in wide])
+    size = sides.prod(1).clamp(min=0).pow(1 / rank)
     target = torch.floor(canonical_level + torch.log2(size / canonical_scale) + torch.full_like(size, 1e-6))
     finest, coarsest = min(levels), max(levels)
     target = target.nan_to_num(finest).clamp(finest, coarsest)
@@ -99,11 +112,16 @@ def fpn_levels(boxes: Sequence[Tensor], levels: Sequence[int], canonical_scale: 
     return index
 
 
-def usable(rois: Tensor, scales: tuple[float, float]) -> Tensor:
-    """``[K]`` bool: position and size of the box stay finite, in the rois' dtype, on a map of these (y, x) scales."""
-    y, x = rois[:, 2::2] * scales[0], rois[:, 1::2] * scales[1]
-    spans = torch.cat([y, x, y[:, 1:] - y[:, :1], x[:, 1:] - x[:, :1]], 1)
-    return spans.isfinite().all(1)
+def edges(rois: Tensor, along: int) -> tuple[Tensor, Tensor]:
+    """Lower and upper edges of the boxes along an axis of the map, counted as its sizes are: a row has x first."""
+    rank = rois.shape[1] // 2
+    return rois[:, rank - along], rois[:, 2 * rank - along]
+
+
+def usable(rois: Tensor, scale: Sequence[float]) -> Tensor:
+    """``[K]`` bool: position and size of the box stay finite, in the rois' dtype, on a map of this scale."""
+    places = [torch.stack(edges(rois, along), 1) * each for along, each in enumerate(scale)]
+    return torch.cat([*places, *(place[:, 1:] - place[:, :1] for place in places)], 1).isfinite().all(1)
 
 
 def whole_index(column: Tensor, images: int) -> Tensor:
@@ -116,7 +134,7 @@ def on_empty_map(count: int, input: Tensor) -> ValueError:
     """What to raise where boxes lie on a map without cells."""
     return ValueError(
         f"boxes: got {count} boxes on an empty feature map of shape {tuple(input.shape)}; "
-        f"expected height and width of at least 1"
+        f"expected at least one cell along every axis"
     )
 
 
@@ -131,12 +149,14 @@ def raise_bad_index(row: int, value: float, images: int) -> None:
 
 def _check_tensor(input: Tensor, name: str, boxes: object, width: int) -> None:
     if not isinstance(boxes, Tensor):
-        raise TypeError(f"{name}: got {type(boxes).__name__}; expected {FORMATS}")
+        raise TypeError(f"{name}: got {type(boxes).__name__}; expected {FORMATS[input.dim() - 2]}")
     if boxes.dtype.is_complex or boxes.dtype == torch.bool or boxes.is_quantized or boxes.layout != torch.strided:
         raise TypeError(f"{name}: got {boxes.layout} tensor of {boxes.dtype}; expected floating or integer numbers")
     if boxes.dim() != 2 or boxes.shape[1] != width:
-        hint = " (for one image, pass [boxes])" if width == 5 and boxes.dim() == 2 and boxes.shape[1] == 4 else ""
-        raise ValueError(f"{name}: got a tensor of shape {tuple(boxes.shape)}; expected {FORMATS}{hint}")
+        hints = width % 2 == 1 and boxes.dim() == 2 and boxes.shape[1] == width - 1
+        hint = " (for one image, pass [boxes])" if hints else ""
+        forms = FORMATS[input.dim() - 2]
+        raise ValueError(f"{name}: got a tensor of shape {tuple(boxes.shape)}; expected {forms}{hint}")
     if boxes.device != input.device:
         raise ValueError(f"{name}: got a tensor on {boxes.device}; expected it on the input's device, {input.device}")
 

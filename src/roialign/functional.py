@@ -12,6 +12,7 @@ from .backends.memory import check_memory
 from .backends.tracing import unrecorded
 from .boxes import Boxes, as_rois, check_boxes, position_dtype
 from .spec import (
+    PLANAR,
     OutputSize,
     Pooling,
     SpatialScale,
@@ -48,19 +49,23 @@ def roi_align(
                   [25., 27.]]]])
 
     Args:
-        input: feature map ``[N, C, H, W]``; float16, bfloat16, float32 or float64, any strides.
+        input: feature map ``[N, C, H, W]``, or ``[N, C, L]`` or ``[N, C, D, H, W]``: its rank decides. float16,
+            bfloat16, float32 or float64, any strides.
         boxes: ``Tensor[K, 5]`` of (batch index, x1, y1, x2, y2), or a list of one ``Tensor[L, 4]`` of (x1, y1, x2, y2)
-            per image; pixels of the image; any floating or integer dtype.
-        output_size: bins, an int or (height, width); at most 2**24 along an axis.
-        spatial_scale: cells of the feature map per pixel of the image, such as 1/16; or (y, x) scales.
+            per image; pixels of the image; any floating or integer dtype. Rows are (batch index, x1, x2) on a map of
+            rank 1, (batch index, x1, y1, z1, x2, y2, z2) on one of rank 3.
+        output_size: bins, an int or one for each axis of the map, as (height, width); at most 2**24 along an axis.
+        spatial_scale: cells of the feature map per pixel of the image, such as 1/16; or one for each axis of the map,
+            as (y, x).
         sampling_ratio: samples per bin along each axis; 0 or less takes ``ceil(box size in cells / bins)``.
         aligned: shift positions by half a cell, so that a pixel stands for its centre. torchvision's and our default
             is False; detectron2 and mmcv use True.
         mode: ``"avg"`` is the mean of a bin's samples, ``"max"`` their maximum. A sample outside the map counts 0.
 
     Returns:
-        ``[K, C, height, width]`` in the input's dtype, accumulated in at least float32, channels_last if the input is.
-        It is differentiable to the input and to the boxes, twice. A box with a NaN or infinite coordinate gives NaN.
+        ``[K, C, height, width]``, or as many axes as the map has, in the input's dtype, accumulated in at least
+        float32, channels_last if the input is. It is differentiable to the input and to the boxes, twice. A box with a
+        NaN or infinite coordinate gives NaN.
 
     Raises:
         IndexError: a batch index is no whole number in [0, N) (CPU; on a GPU that box gives NaN).
@@ -73,8 +78,8 @@ def roi_align(
     if overrides(input, boxes):
         args = (input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
         return handle_torch_function(roi_align, relevant(input, boxes), *args, mode=mode)
-    check_input(input)
-    size, scale = check_output_size(output_size), check_scale(spatial_scale)
+    rank = check_input(input)
+    size, scale = check_output_size(output_size, rank), check_scale(spatial_scale, rank)
     spec = Pooling(check_mode(mode), size, scale, check_sampling_ratio(sampling_ratio), check_aligned(aligned))
     return backends.pool([input], checked_rois(input, boxes), None, spec)
 
@@ -95,10 +100,7 @@ def prroi_pool(input: Tensor, boxes: Boxes, output_size: OutputSize, spatial_sca
                   [34., 36.]]]])
 
     Args:
-        input: feature map ``[N, C, H, W]``; float16, bfloat16, float32 or float64, any strides.
-        boxes: as in :func:`roi_align`.
-        output_size: bins, an int or (height, width); at most 2**24 along an axis.
-        spatial_scale: cells of the feature map per pixel of the image; or (y, x) scales.
+        input, boxes, output_size, spatial_scale: as in :func:`roi_align`, of any of its ranks.
 
     Returns:
         ``[K, C, height, width]`` in the input's dtype; differentiable to the input and to the boxes, twice.
@@ -112,8 +114,8 @@ def prroi_pool(input: Tensor, boxes: Boxes, output_size: OutputSize, spatial_sca
     if overrides(input, boxes):
         args = (input, boxes, output_size, spatial_scale)
         return handle_torch_function(prroi_pool, relevant(input, boxes), *args)
-    check_input(input)
-    spec = Pooling("integral", check_output_size(output_size), check_scale(spatial_scale))
+    rank = check_input(input)
+    spec = Pooling("integral", check_output_size(output_size, rank), check_scale(spatial_scale, rank))
     return backends.pool([input], checked_rois(input, boxes), None, spec)
 
 
@@ -132,10 +134,7 @@ def roi_pool(input: Tensor, boxes: Boxes, output_size: OutputSize, spatial_scale
                   [25., 27.]]]])
 
     Args:
-        input: feature map ``[N, C, H, W]``; float16, bfloat16, float32 or float64, any strides.
-        boxes: as in :func:`roi_align`.
-        output_size: bins, an int or (height, width); at most 2**24 along an axis.
-        spatial_scale: cells of the feature map per pixel of the image; or (y, x) scales.
+        input, boxes, output_size, spatial_scale: as in :func:`roi_align`, of any of its ranks.
 
     Returns:
         ``[K, C, height, width]`` in the input's dtype; differentiable to the input. It is constant in the boxes almost
@@ -150,8 +149,8 @@ def roi_pool(input: Tensor, boxes: Boxes, output_size: OutputSize, spatial_scale
     if overrides(input, boxes):
         args = (input, boxes, output_size, spatial_scale)
         return handle_torch_function(roi_pool, relevant(input, boxes), *args)
-    check_input(input)
-    spec = Pooling("cells", check_output_size(output_size), check_scale(spatial_scale))
+    rank = check_input(input)
+    spec = Pooling("cells", check_output_size(output_size, rank), check_scale(spatial_scale, rank))
     return backends.pool([input], checked_rois(input, boxes), None, spec)
 
 
@@ -196,8 +195,8 @@ def ps_roi_align(
     if overrides(input, boxes):
         args = (input, boxes, output_size, spatial_scale, sampling_ratio)
         return handle_torch_function(ps_roi_align, relevant(input, boxes), *args)
-    check_input(input)
-    size, scale = check_output_size(output_size), check_scale(spatial_scale)
+    rank = check_input(input, ranks=PLANAR)
+    size, scale = check_output_size(output_size, rank), check_scale(spatial_scale, rank)
     spec = Pooling("ps_avg", size, scale, check_sampling_ratio(sampling_ratio), aligned=True)
     return backends.pool([input], checked_rois(input, boxes), None, spec)
 
@@ -234,8 +233,8 @@ def ps_roi_pool(input: Tensor, boxes: Boxes, output_size: OutputSize, spatial_sc
     if overrides(input, boxes):
         args = (input, boxes, output_size, spatial_scale)
         return handle_torch_function(ps_roi_pool, relevant(input, boxes), *args)
-    check_input(input)
-    spec = Pooling("ps_cells", check_output_size(output_size), check_scale(spatial_scale))
+    rank = check_input(input, ranks=PLANAR)
+    spec = Pooling("ps_cells", check_output_size(output_size, rank), check_scale(spatial_scale, rank))
     return backends.pool([input], checked_rois(input, boxes), None, spec)
 
 

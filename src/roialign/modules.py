@@ -1,4 +1,8 @@
-"""The operators as modules: they hold the arguments, ``functional`` does the work."""
+"""The operators as modules: they hold the arguments, ``functional`` does the work.
+
+Numbers are kept as they come: a module made with one for all axes pools maps of any rank, one made with a number for
+each axis only maps that have as many.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,9 @@ from .spec import (
     SpatialScale,
     check_aligned,
     check_mode,
-    check_output_size,
     check_sampling_ratio,
-    check_scale,
+    kept_output_size,
+    kept_scale,
 )
 
 
@@ -39,14 +43,14 @@ class RoIAlign(nn.Module):
         mode: str = "avg",
     ) -> None:
         super().__init__()
-        self.output_size = check_output_size(output_size)
-        self.spatial_scale = check_scale(spatial_scale)
+        self.output_size = kept_output_size(output_size)
+        self.spatial_scale = kept_scale(spatial_scale)
         self.sampling_ratio = check_sampling_ratio(sampling_ratio)
         self.aligned = check_aligned(aligned)
         self.mode = check_mode(mode)
 
     def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
-        """Pool ``input`` ``[N, C, H, W]`` under ``rois``; returns ``[K, C, height, width]``."""
+        """Pool ``input`` ``[N, C, *cells]`` under ``rois``; returns ``[K, C, *output_size]``."""
         return roi_align(
             input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned, mode=self.mode
         )
@@ -64,8 +68,8 @@ class _SimplePool(nn.Module):
 
     def __init__(self, output_size: OutputSize, spatial_scale: SpatialScale) -> None:
         super().__init__()
-        self.output_size = check_output_size(output_size)
-        self.spatial_scale = check_scale(spatial_scale)
+        self.output_size = kept_output_size(output_size)
+        self.spatial_scale = kept_scale(spatial_scale)
 
     def extra_repr(self) -> str:
         """Arguments, for ``repr``."""
@@ -76,7 +80,7 @@ class PrRoIPool(_SimplePool):
     """Precise RoI pooling with fixed arguments; see :func:`roialign.prroi_pool`."""
 
     def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
-        """Pool ``input`` ``[N, C, H, W]`` under ``rois``; returns ``[K, C, height, width]``."""
+        """Pool ``input`` ``[N, C, *cells]`` under ``rois``; returns ``[K, C, *output_size]``."""
         return prroi_pool(input, rois, self.output_size, self.spatial_scale)
 
 
@@ -84,7 +88,7 @@ class RoIPool(_SimplePool):
     """RoIPool with fixed arguments; see :func:`roialign.roi_pool`."""
 
     def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
-        """Pool ``input`` ``[N, C, H, W]`` under ``rois``; returns ``[K, C, height, width]``."""
+        """Pool ``input`` ``[N, C, *cells]`` under ``rois``; returns ``[K, C, *output_size]``."""
         return roi_pool(input, rois, self.output_size, self.spatial_scale)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .levels import multi_scale_roi_align
-from .spec import OutputSize, check_aligned, check_operator, check_output_size, check_sampling_ratio
+from .spec import OutputSize, check_aligned, check_operator, check_sampling_ratio, kept_output_size
 
 # torchvision's detectors insist on an instance of its own class. Nothing but its name is inherited.
 try:
@@ -37,7 +37,7 @@ class MultiScaleRoIAlign(_Base):  # type: ignore[misc]
 
     Args:
         featmap_names: the names of the levels to pool from.
-        output_size: bins, an int or (height, width).
+        output_size: bins, an int or (height, width); or one for each axis of maps of rank 1 or 3.
         sampling_ratio: samples per bin along each axis; 0 or less means adaptive.
         canonical_scale: box size in pixels of the image that is pooled from ``canonical_level``.
         canonical_level: that level; level k has the scale ``2**-k``.
@@ -68,7 +68,7 @@ class MultiScaleRoIAlign(_Base):  # type: ignore[misc]
         if not 0 < canonical_scale < math.inf:
             raise ValueError(f"canonical_scale: got {canonical_scale!r}; expected a positive number of pixels")
         self.featmap_names = list(featmap_names)
-        self.output_size = check_output_size(output_size)
+        self.output_size = kept_output_size(output_size)
         self.sampling_ratio = check_sampling_ratio(sampling_ratio)
         self.canonical_scale = canonical_scale
         self.canonical_level = canonical_level
@@ -81,12 +81,13 @@ class MultiScaleRoIAlign(_Base):  # type: ignore[misc]
         """Pool each box from its level.
 
         Args:
-            x: feature maps by name, ``[N, C, H, W]`` each, with the same N, C, dtype and device.
-            boxes: one ``Tensor[L, 4]`` per image, pixels of the image.
-            image_shapes: (height, width) of each image before it was padded into the batch.
+            x: feature maps by name, ``[N, C, H, W]`` each, with the same N, C, dtype and device; or of rank 1 or 3.
+            boxes: one ``Tensor[L, 4]`` per image, pixels of the image; or ``[L, 2 * rank]``.
+            image_shapes: (height, width) of each image before it was padded into the batch; or its sizes along the axes
+                that the maps have.
 
         Returns:
-            ``[K, C, height, width]``, the boxes in the order given.
+            ``[K, C, *output_size]``, the boxes in the order given.
 
         Raises:
             ValueError: a level is missing or empty under a box, or levels do not go together; and as

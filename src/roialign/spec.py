@@ -12,8 +12,13 @@ from torch import Tensor
 
 OutputSize = int | Sequence[int]
 SpatialScale = float | Sequence[float]
-Scale = tuple[float, float]  # (y, x)
+Scale = tuple[float, ...]  # one for each axis of the map: (y, x) of [N, C, H, W]
 
+RANKS = (1, 2, 3)  # of maps: how many axes are behind N and C
+PLANAR = (2,)
+MAPS = {1: "[N, C, L]", 2: "[N, C, H, W]", 3: "[N, C, D, H, W]"}
+SIZES = {0: "one for each axis of the map", 1: "(length,)", 2: "(height, width)", 3: "(depth, height, width)"}
+SCALES = {0: "one for each axis of the map", 1: "one as (x,)", 2: "two as (y, x)", 3: "three as (z, y, x)"}
 MOST_BINS = 2**24  # along one axis: float32 counts no further
 MOST_SAMPLES = 2**63 - 1
 
@@ -26,12 +31,14 @@ class Kind(NamedTuple):
         maximum: it takes a maximum; where that lies depends on the map, so its gradient needs the map again.
         samples: it takes bilinear samples, so that it has a sampling ratio and may be aligned.
         sensitive: to the position: each bin has channels of the map for itself. Samples are always aligned then.
+        ranks: of the maps that it pools.
     """
 
     operator: str
     maximum: bool
     samples: bool
     sensitive: bool = False
+    ranks: tuple[int, ...] = RANKS
 
 
 KINDS = {
@@ -39,8 +46,8 @@ KINDS = {
     "max": Kind("roi_align", maximum=True, samples=True),
     "integral": Kind("prroi_pool", maximum=False, samples=False),
     "cells": Kind("roi_pool", maximum=True, samples=False),  # whole ones
-    "ps_avg": Kind("ps_roi_align", maximum=False, samples=True, sensitive=True),
-    "ps_cells": Kind("ps_roi_pool", maximum=False, samples=False, sensitive=True),
+    "ps_avg": Kind("ps_roi_align", maximum=False, samples=True, sensitive=True, ranks=PLANAR),
+    "ps_cells": Kind("ps_roi_pool", maximum=False, samples=False, sensitive=True, ranks=PLANAR),
 }
 MODES = tuple(name for name, kind in KINDS.items() if kind.operator == "roi_align")
 
@@ -50,21 +57,27 @@ class Pooling(NamedTuple):
 
     Attributes:
         kind: one of ``KINDS``.
-        output_size: bins, (height, width).
-        scales: cells per pixel along y and x, of each feature map in turn.
+        output_size: bins along each axis of the map, (height, width) of ``[N, C, H, W]``. So it tells the maps' rank.
+        scales: cells per pixel along the same axes, of each feature map in turn.
         sampling_ratio: samples per bin along each axis, 0 for an adaptive grid; 0 where a kind takes no samples.
         aligned: whether positions are shifted by half a cell; False where a kind takes no samples.
     """
 
     kind: str
-    output_size: tuple[int, int]
+    output_size: tuple[int, ...]
     scales: Sequence[float]
     sampling_ratio: int = 0
     aligned: bool = False
 
+    @property
+    def rank(self) -> int:
+        """How many axes a map has behind N and C."""
+        return len(self.output_size)
+
     def scale(self, level: int) -> Scale:
-        """The (y, x) scale of one feature map."""
-        return self.scales[2 * level], self.scales[2 * level + 1]
+        """The scale of one feature map along each axis."""
+        rank = len(self.output_size)
+        return tuple(self.scales[rank * level : rank * level + rank])
 
     @property
     def group(self) -> int:
@@ -90,8 +103,8 @@ class Call(NamedTuple):
     """A pooling and its tensors, as a backend is asked whether it can serve it.
 
     Attributes:
-        features: feature maps ``[N, C, H, W]``: one, or the levels of a pyramid.
-        rois: ``[K, 5]``, as ``boxes.as_rois`` makes them.
+        features: feature maps ``[N, C, H, W]``, or of rank 1 or 3: one, or the levels of a pyramid.
+        rois: ``[K, 1 + 2 * rank]``, as ``boxes.as_rois`` makes them.
         level: ``[K]`` index of each box's map, or None with one map.
         spec: the pooling.
     """
@@ -102,22 +115,27 @@ class Call(NamedTuple):
     spec: Pooling
 
 
-def check_output_size(output_size: OutputSize) -> tuple[int, int]:
-    """``output_size`` as (height, width)."""
+def check_output_size(output_size: OutputSize, rank: int) -> tuple[int, ...]:
+    """``output_size`` along each axis of a map of this rank."""
     # The usual cases come first here and below: a tiny call costs little more than these.
     if type(output_size) is int and 0 < output_size <= MOST_BINS:
-        return output_size, output_size
+        return (output_size,) * rank
+    size = kept_output_size(output_size, rank)
+    return size if isinstance(size, tuple) else (size,) * rank
+
+
+def kept_output_size(output_size: OutputSize, rank: int = 0) -> int | tuple[int, ...]:
+    """``output_size`` as a module keeps it, which does not know a map's rank (0) yet: an int goes with any."""
     message = (
-        f"output_size: got {output_size!r}; expected a positive int or (height, width) of positive ints, at most 2**24"
+        f"output_size: got {output_size!r}; expected a positive int or {SIZES[rank]} of positive ints, at most 2**24"
+        f"{_on_map(rank)}"
     )
     size = _plain(output_size, message)
-    parts = list(size) if isinstance(size, Sequence) and not isinstance(size, str | bytes) else [size, size]
-    if len(parts) != 2:
+    listed = isinstance(size, Sequence) and not isinstance(size, str | bytes)
+    parts = [_as_int(part, message) for part in (size if listed else [size])]
+    if not all(0 < part <= MOST_BINS for part in parts) or (listed and not _goes_with(len(parts), rank)):
         raise ValueError(message)
-    height, width = (_as_int(part, message) for part in parts)
-    if not (0 < height <= MOST_BINS and 0 < width <= MOST_BINS):
-        raise ValueError(message)
-    return height, width
+    return tuple(parts) if listed else parts[0]
 
 
 def check_sampling_ratio(sampling_ratio: int) -> int:
@@ -169,30 +187,47 @@ def check_operator(operator: str, mode: str = "avg") -> str:
     return kinds[0]
 
 
-def check_scale(spatial_scale: SpatialScale) -> tuple[float, float]:
-    """``spatial_scale`` as (y, x)."""
+def check_scale(spatial_scale: SpatialScale, rank: int) -> Scale:
+    """``spatial_scale`` along each axis of a map of this rank."""
     if type(spatial_scale) is float and 0 < spatial_scale < math.inf:
-        return spatial_scale, spatial_scale
-    message = f"spatial_scale: got {spatial_scale!r}; expected a positive finite number, or two as (y, x)"
+        return (spatial_scale,) * rank
+    scale = kept_scale(spatial_scale, rank)
+    return scale if isinstance(scale, tuple) else (scale,) * rank
+
+
+def kept_scale(spatial_scale: SpatialScale, rank: int = 0) -> float | Scale:
+    """``spatial_scale`` as a module keeps it, which does not know a map's rank (0) yet: a number goes with any."""
+    message = (
+        f"spatial_scale: got {spatial_scale!r}; expected a positive finite number, or {SCALES[rank]}{_on_map(rank)}"
+    )
     scale = _plain(spatial_scale, message)
-    parts: list[Any] = [_plain(part, message) for part in (scale if isinstance(scale, list | tuple) else [scale] * 2)]
-    if len(parts) != 2:
+    listed = isinstance(scale, list | tuple)
+    parts: list[Any] = [_plain(part, message) for part in (scale if listed else [scale])]
+    if listed and not _goes_with(len(parts), rank):
         raise ValueError(message)
     if any(isinstance(part, bool | str) or not hasattr(part, "__float__") for part in parts):
         raise TypeError(message)
     try:
-        y, x = (float(part) for part in parts)
+        numbers = [float(part) for part in parts]
     except OverflowError:
         raise ValueError(message) from None
-    if not (0 < y < math.inf and 0 < x < math.inf):
+    if not all(0 < number < math.inf for number in numbers):
         raise ValueError(message)
-    return y, x
+    return tuple(numbers) if listed else numbers[0]
 
 
-def check_input(input: Tensor, name: str = "input") -> None:
-    """A feature map must be a dense floating ``[N, C, H, W]`` tensor."""
+def _goes_with(count: int, rank: int) -> bool:
+    return count == rank if rank else count in RANKS
+
+
+def _on_map(rank: int) -> str:
+    return f", for a map {MAPS[rank]}" if rank else ""
+
+
+def check_input(input: Tensor, name: str = "input", ranks: Sequence[int] = RANKS) -> int:
+    """The rank of a feature map, which must be a dense floating tensor of one of these ranks."""
     if not isinstance(input, Tensor):
-        raise TypeError(f"{name}: got {type(input).__name__}; expected a Tensor of shape [N, C, H, W]")
+        raise TypeError(f"{name}: got {type(input).__name__}; expected a Tensor of shape {_maps(ranks)}")
     if input.is_quantized or input.layout != torch.strided:
         way_out = "input.dequantize()" if input.is_quantized else "input.to_dense()"
         raise TypeError(
@@ -201,8 +236,14 @@ def check_input(input: Tensor, name: str = "input") -> None:
         )
     if input.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise TypeError(f"{name}: got {input.dtype}; expected float16, bfloat16, float32 or float64")
-    if input.dim() != 4:
-        raise ValueError(f"{name}: got a tensor of shape {tuple(input.shape)}; expected [N, C, H, W]")
+    rank = input.dim() - 2
+    if rank not in ranks:
+        raise ValueError(f"{name}: got a tensor of shape {tuple(input.shape)}; expected {_maps(ranks)}")
+    return rank
+
+
+def _maps(ranks: Sequence[int]) -> str:
+    return " or ".join(MAPS[rank] for rank in ranks)
 
 
 def _as_int(value: object, message: str) -> int:
@@ -232,7 +273,7 @@ def _plain(value: Any, message: str) -> Any:
 
 
 def too_large(size: Sequence[int]) -> ValueError:
-    """What to raise where no memory holds a result ``[K, C, height, width]``."""
+    """What to raise where no memory holds a result ``[K, C, *output_size]``."""
     return ValueError(
         f"output_size: got {tuple(size[2:])} for {size[0]} boxes of {size[1]} channels; "
         f"expected a result that fits into memory"

@@ -62,7 +62,7 @@ def available(
     Args:
         input: the feature map of the call in question; None asks for a float32 map on a CPU.
         boxes: the boxes of the call, as in :func:`roialign.roi_align`: their gradient may be wanted; None for none.
-        spec: the pooling; None asks for :func:`roialign.roi_align` with 7 x 7 bins at scale 1.
+        spec: the pooling; None asks for :func:`roialign.roi_align` with 7 bins along each axis at scale 1.
 
     Example:
         >>> from roialign import backends
@@ -72,8 +72,9 @@ def available(
     feature = torch.empty(0, 0, 0, 0) if input is None else input
     if boxes is not None:
         check_boxes(feature, boxes)
-    rois = feature.new_empty(0, 5) if boxes is None else as_rois(feature, boxes)
-    call = Call([feature], rois, None, spec or Pooling("avg", (7, 7), (1.0, 1.0)))
+    rank = feature.dim() - 2
+    rois = feature.new_empty(0, 1 + 2 * rank) if boxes is None else as_rois(feature, boxes)
+    call = Call([feature], rois, None, spec or Pooling("avg", (7,) * rank, (1.0,) * rank))
     found = {}
     for name in ORDER:
         backend = load(name)

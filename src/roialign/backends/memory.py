@@ -10,6 +10,11 @@ from torch import Tensor
 from ..spec import too_large
 from . import tracing
 
+LAST = {
+    4: torch.channels_last,
+    5: torch.channels_last_3d,
+}  # by a tensor's dimensions; with fewer there is no such order
+
 
 def check_memory(name: str, tensor: Tensor) -> None:
     """Refuse a tensor that reaches beyond its storage, as FSDP's freed parameters do: PyTorch would read on."""
@@ -27,22 +32,24 @@ def check_memory(name: str, tensor: Tensor) -> None:
 
 
 def allocate(size: Sequence[int], like: Tensor, channels_last: bool) -> Tensor:
-    """An output ``[K, C, height, width]``, if there is memory for it."""
+    """An output ``[K, C, *output_size]``, if there is memory for it."""
     try:
         if not channels_last:
             return like.new_empty(size)
-        return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+        return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=LAST[len(size)])
     except RuntimeError as error:
         raise too_large(size) from error
 
 
 def is_channels_last(tensor: Tensor) -> bool:
     """Channels_last and not also contiguous, as a map of one channel or one cell is."""
-    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+    return (
+        not tensor.is_contiguous() and tensor.dim() in LAST and tensor.is_contiguous(memory_format=LAST[tensor.dim()])
+    )
 
 
 def laid_out_as(input: Tensor, out: Tensor) -> Tensor:
     """Channels_last in gives channels_last out; a transform of ``torch.func`` does not tell the layout."""
     if tracing.transforms() or not is_channels_last(input):
         return out
-    return out.contiguous(memory_format=torch.channels_last)
+    return out.contiguous(memory_format=LAST[out.dim()])

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from ..boxes import raise_bad_index
-from ..spec import Call, Pooling, check_kind
+from ..spec import MAPS, PLANAR, Call, Pooling, check_kind
 from . import operator
 from .memory import check_memory, is_channels_last
+
+RANKS = PLANAR  # of maps that the core has kernels for
 
 try:
     from .. import _core
@@ -66,6 +68,8 @@ def why_not(call: Call) -> str:
         return f"the core runs on a CPU; the input is on {input.device}"
     if call.spec.kind not in KINDS:
         return f"the core has no kernel of kind {call.spec.kind!r}"
+    if len(call.spec.output_size) not in RANKS:
+        return f"the core has no kernels for maps {MAPS[call.spec.rank]}"
     return ""
 
 
@@ -87,7 +91,7 @@ def pool_grad(
     spec: Pooling,
 ) -> list[Tensor]:
     """Gradient to the maps, see ``operator.Kernels``."""
-    grads = operator.make_gradients(grad, shapes, channels_last)
+    grads = operator.make_gradients(grad, shapes, channels_last, spec.rank)
     if rois is None:
         raise operator.none_given("rois")
     grad = _dense(grad, (*rois.shape[:1], spec.pooled_channels(shapes[1]), *spec.output_size))
@@ -120,7 +124,7 @@ def pool_into(out: Tensor, features: list[Tensor], rois: Tensor, level: Tensor |
 
 
 def _dense(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return grad if grad.dim() == 4 and is_channels_last(grad) else _contiguous("grad", grad, shape)
+    return grad if is_channels_last(grad) else _contiguous("grad", grad, shape)
 
 
 def _contiguous(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -139,7 +143,7 @@ def _arguments(
     return (
         KINDS[check_kind(kind)],
         tuple([_array(feature) for feature in features]),
-        _array(_contiguous("rois", rois, (*rois.shape[:1], 5))),
+        _array(_contiguous("rois", rois, (*rois.shape[:1], 1 + 2 * spec.rank))),
         None if level is None else _array(_contiguous("level", level, rois.shape[:1])),
         _array(pooled),
         *how,
@@ -165,7 +169,7 @@ def _raise_bad_row(row: int, rois: Tensor, level: Tensor | None, images: int, le
     raise_bad_index(row, float(rois[row, 0]), images)
 
 
-_kernels = operator.Kernels(KINDS, _pool, pool_grad, _pool_box_grad)
+_kernels = operator.Kernels(KINDS, RANKS, _pool, pool_grad, _pool_box_grad)
 pool = partial(operator.call, _kernels)
 if not UNREADY:
     operator.register("cpu", _kernels)

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ..spec import KINDS, MOST_BINS, Pooling, check_kind
+from ..spec import KINDS, MAPS, MOST_BINS, RANKS, SIZES, Pooling, check_kind
 from . import reference, tracing
 from .index import batch_index
-from .memory import allocate, is_channels_last
+from .memory import LAST, allocate, is_channels_last
 
 Result = TypeVar("Result")
 
@@ -30,17 +30,23 @@ class Kernels(NamedTuple):
 
     Attributes:
         kinds: of pooling that there are kernels for; the reference serves the others.
+        ranks: of the maps that they take; likewise.
         pool: of maps, rois, level and spec. Forward: :func:`make_output`, filled.
         pool_grad: of grad, maps, shapes, channels_last, rois, level and spec. Gradient to the maps, which have these
             shapes; the maps are there only where a maximum was taken.
-        pool_box_grad: of grad, maps, rois, level and spec. Gradient to the rois, ``[K, 5]``; that of the batch index
-            is 0.
+        pool_box_grad: of grad, maps, rois, level and spec. Gradient to the rois, ``[K, 1 + 2 * rank]``; that of
+            the batch index is 0.
     """
 
     kinds: Collection[str]
+    ranks: Collection[int]
     pool: Callable[[list[Tensor], Tensor, Tensor | None, Pooling], Tensor]
     pool_grad: Callable[[Tensor, list[Tensor], list[int], bool, Tensor, Tensor | None, Pooling], list[Tensor]]
     pool_box_grad: Callable[[Tensor, list[Tensor], Tensor, Tensor | None, Pooling], Tensor]
+
+    def serve(self, spec: Pooling) -> bool:
+        """Whether they can do this pooling."""
+        return spec.rank in self.ranks and spec.kind in self.kinds
 
 
 _kernels: dict[str, Kernels] = {}  # by type of device
@@ -50,7 +56,7 @@ def register(device: str, kernels: Kernels) -> None:
     """Let these kernels run the operators on a type of device."""
 
     def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
-        serve = kernels.pool if spec.kind in kernels.kinds else _pool_anywhere
+        serve = kernels.pool if kernels.serve(spec) else _pool_anywhere
         return serve(features, rois, level, spec)
 
     _kernels[device] = kernels
@@ -100,7 +106,7 @@ def _gradients(ctx: Any, grad: Tensor, kernels: Kernels | None) -> tuple[Sequenc
     twice = ctx.wants_boxes and torch.is_grad_enabled()
     if grad.is_meta:
         kernels = DISPATCHED
-    if twice or tracing.batches(grad) or kernels is None or ctx.spec.kind not in kernels.kinds:
+    if twice or tracing.batches(grad) or kernels is None or not kernels.serve(ctx.spec):
         return _reference_gradients(ctx, grad, features, rois, level)
     if torch.is_grad_enabled() or tracing.watched(grad, rois):
         kernels = DISPATCHED
@@ -116,8 +122,8 @@ def _reference_gradients(
 ) -> tuple[Sequence[Tensor | None], Tensor | None]:
     """The same by the reference's graph: differentiable in everything, and made of operators that batch."""
     if not features:  # not kept, because their values do not matter
-        sizes = [ctx.shapes[4 * i : 4 * i + 4] for i in range(len(ctx.wanted))]
         # Not of grad, which may be a batch of gradients.
+        sizes = _by_map(ctx.shapes, ctx.spec.rank)
         features = [torch.zeros(size, dtype=grad.dtype, device=grad.device) for size in sizes]
 
     def leaf(tensor: Tensor, wanted: bool) -> Tensor:
@@ -179,7 +185,7 @@ def _setup_pool_grad(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) ->
 def _backward_pool_grad(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     """The operator is linear in the maps, so the gradient of its transpose is itself; a maximum's choice stays."""
     rois, level, *features = ctx.saved_tensors
-    sizes = [ctx.shapes[i : i + 4] for i in range(0, len(ctx.shapes), 4)]
+    sizes = _by_map(ctx.shapes, ctx.spec.rank)
     like = next(grad for grad in grads if grad is not None)
     full = [like.new_zeros(size) if grad is None else grad for grad, size in zip(grads, sizes, strict=True)]
     if not features:
@@ -218,6 +224,11 @@ def _vmap_pool(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor,
     return out.reshape(size, rois.shape[1], *out.shape[1:]), 0
 
 
+def _by_map(shapes: list[int], rank: int) -> list[list[int]]:
+    """The shape of each map; the operators take them in one list."""
+    return [shapes[i : i + rank + 2] for i in range(0, len(shapes), rank + 2)]
+
+
 def make_output(features: list[Tensor], rois: Tensor, spec: Pooling) -> Tensor:
     """An output of the right shape, dtype and layout."""
     if not features:
@@ -225,25 +236,29 @@ def make_output(features: list[Tensor], rois: Tensor, spec: Pooling) -> Tensor:
     first = features[0]
     if first is None or rois is None:
         raise none_given("rois" if rois is None else "features[0]")
-    if first.dim() != 4:
-        raise ValueError(f"features[0]: got a tensor of shape {tuple(first.shape)}; expected [N, C, H, W]")
+    output_size, rank = spec.output_size, len(spec.output_size)
+    ranks = KINDS[check_kind(spec.kind)].ranks
+    if rank not in ranks or not all(0 < bins <= MOST_BINS for bins in output_size):
+        forms = " or ".join(SIZES[each] for each in ranks)
+        raise ValueError(f"output_size: got {output_size}; expected {forms}, each from 1 to 2**24")
+    if first.dim() != rank + 2:
+        raise ValueError(f"features[0]: got a tensor of shape {tuple(first.shape)}; expected {MAPS[rank]}")
     if rois.dim() != 2:
-        raise ValueError(f"rois: got a tensor of shape {tuple(rois.shape)}; expected [K, 5]")
-    output_size = spec.output_size
-    if len(output_size) != 2 or not (0 < output_size[0] <= MOST_BINS and 0 < output_size[1] <= MOST_BINS):
-        raise ValueError(f"output_size: got {output_size}; expected (height, width), each from 1 to 2**24")
-    size = (rois.shape[0], spec.pooled_channels(first.shape[1]), output_size[0], output_size[1])
+        raise ValueError(f"rois: got a tensor of shape {tuple(rois.shape)}; expected [K, {1 + 2 * rank}]")
+    size = (rois.shape[0], spec.pooled_channels(first.shape[1]), *output_size)
     return allocate(size, first, is_channels_last(first))
 
 
-def make_gradients(grad: Tensor, shapes: list[int], channels_last: bool) -> list[Tensor]:
+def make_gradients(grad: Tensor, shapes: list[int], channels_last: bool, rank: int) -> list[Tensor]:
     """Gradients to maps, of the right shape, dtype and layout."""
     if grad is None:
         raise none_given("grad")
-    if not shapes or len(shapes) % 4 or any(length < 0 for length in shapes):
-        raise ValueError(f"shapes: got {shapes}; expected N, C, H and W, none negative, of each map in turn")
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    sizes = [shapes[i : i + 4] for i in range(0, len(shapes), 4)]
+    if not shapes or rank not in RANKS or len(shapes) % (rank + 2) or any(length < 0 for length in shapes):
+        raise ValueError(
+            f"shapes: got {shapes}; expected {MAPS.get(rank, 'the shape')}, none negative, of each map in turn"
+        )
+    layout = LAST.get(rank + 2, torch.contiguous_format) if channels_last else torch.contiguous_format
+    sizes = _by_map(shapes, rank)
     try:
         return [torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=layout) for size in sizes]
     except RuntimeError as error:
@@ -271,7 +286,7 @@ def _fake_pool_grad(
     spec: Pooling,
 ) -> list[Tensor]:
     _check_devices(grad, features, rois, level)
-    return make_gradients(grad, shapes, channels_last)
+    return make_gradients(grad, shapes, channels_last, spec.rank)
 
 
 def _fake_pool_box_grad(
@@ -288,7 +303,7 @@ def _check_devices(first: Tensor, features: list[Tensor], rois: Tensor, level: T
             raise ValueError(f"{name}: got a tensor on {tensor.device}; expected one on {first.device}, as the others")
 
 
-_NAMES = Kernels._fields[1:]
+_NAMES = Kernels._fields[2:]
 _FIELDS = len(Pooling._fields)
 _HOW = "Tensor? level, str kind, SymInt[] output_size, float[] scales, SymInt sampling_ratio, bool aligned"
 _library = torch.library.Library("roialign", "FRAGMENT")
@@ -298,7 +313,7 @@ _library.define(
 )
 _library.define(f"pool_box_grad(Tensor grad, Tensor[] features, Tensor rois, {_HOW}) -> Tensor")
 _library.impl("pool", _unpacked(_pool_anywhere), "CompositeExplicitAutograd")
-_fakes = Kernels(KINDS, _fake_pool, _fake_pool_grad, _fake_pool_box_grad)
+_fakes = Kernels(KINDS, RANKS, _fake_pool, _fake_pool_grad, _fake_pool_box_grad)
 for _name in _NAMES:
     torch.library.register_fake(f"roialign::{_name}", _unpacked(getattr(_fakes, _name)), lib=_library)
 torch.library.register_autograd("roialign::pool", _backward_pool, setup_context=_setup_pool, lib=_library)
@@ -308,4 +323,4 @@ torch.library.register_autograd(
 torch.library.register_vmap("roialign::pool", _vmap_pool, lib=_library)
 
 # The kernels that PyTorch's dispatcher chooses, seen by all who watch.
-DISPATCHED = Kernels(KINDS, *(_packed(getattr(torch.ops.roialign, name)) for name in _NAMES))
+DISPATCHED = Kernels(KINDS, RANKS, *(_packed(getattr(torch.ops.roialign, name)) for name in _NAMES))

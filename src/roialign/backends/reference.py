@@ -1,4 +1,4 @@
-"""The specification: region pooling as two matrix products, on any device and under any transform.
+"""The specification: region pooling as a matrix product per axis, on any device and under any transform.
 
 Every other backend is tested against this one. It is plain PyTorch, so autograd, double backward, forward-mode AD,
 ``torch.func`` and ``torch.compile`` come from PyTorch itself. Boxes are worked through in chunks, so memory does not
@@ -7,15 +7,17 @@ grow with their number; under a transform that cannot see values (compile, expor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .. import axis
-from ..boxes import on_empty_map, usable
+from ..boxes import edges, on_empty_map, usable
 from ..spec import KINDS, Call, Pooling, too_large
 from . import tracing
 from .index import batch_index
@@ -39,7 +41,7 @@ def pool(features: Sequence[Tensor], rois: Tensor, level: Tensor | None, spec: P
         pooled = [one(feature, rois, spec.on(index)) for index, feature in enumerate(features)]
         out = pooled[0]
         for index, candidate in enumerate(pooled[1:], 1):
-            out = torch.where((level == index)[:, None, None, None], candidate, out)
+            out = torch.where(_per_box(level == index, out), candidate, out)
         return out
     return by_level(features, rois, level, spec, one)
 
@@ -97,8 +99,8 @@ def _means(
         return [make(along, lo, hi, size[along], lengths[along])]
 
     def mean(maps: Tensor, rois: Tensor) -> Tensor:
-        (ay,), (ax,) = _each_axis(matrix, rois, lengths, spec)
-        return _contract(maps, ay, ax, KINDS[spec.kind].sensitive)
+        matrices = [each for (each,) in _each_axis(matrix, rois, lengths, spec)]
+        return _contract(maps, matrices, KINDS[spec.kind].sensitive)
 
     return _over_boxes(input, rois, spec, mean, rows=size)
 
@@ -118,57 +120,71 @@ def _maximum(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
             for (grid,), most in zip(grids, samples, strict=True)
         ]
 
-    rows = (size[0] * samples[0], size[1] * samples[1])
-    needed = 8 * sum(row * length for row, length in zip(rows, lengths, strict=True))
-    if not _unseen(rois) and len(rois) and needed > MOST:
+    rows = [bins * many for bins, many in zip(size, samples, strict=True)]
+    needed = _needed(rows, lengths)
+    if not _unseen(rois) and len(rois) and sum(needed) > MOST:
         raise MemoryError(
-            f"the reference backend would need {needed:.1e} numbers at once for one box on a map of {lengths[0]} x "
-            f"{lengths[1]} cells; expected at most {MOST:.1e} (the native backend has no such limit)"
+            f"the reference backend would need {sum(needed):.1e} numbers at once for one box on a map of "
+            f"{' x '.join(map(str, lengths))} cells; expected at most {MOST:.1e} (the native backend has no such limit)"
         )
 
     def matrix(along: int, lo: Tensor, hi: Tensor) -> list[Tensor]:
         return [*axis.sample_matrix(_window(spec, along, lo, hi), size[along], lengths[along], samples[along])]
 
     def maximum(maps: Tensor, rois: Tensor) -> Tensor:
-        (ay, real_y), (ax, real_x) = _each_axis(matrix, rois, lengths, spec)  # [k, PH, S, H], [k, PH, S]
-        value = _contract(maps, ay.flatten(1, 2), ax.flatten(1, 2))  # [k, C, PH * Sy, PW * Sx]
-        value = value.reshape(*value.shape[:2], *ay.shape[1:3], *ax.shape[1:3])
-        value = value.transpose(3, 4)  # [k, C, PH, PW, Sy, Sx]
-        real = (real_y[:, :, None, :, None] & real_x[:, None, :, None, :])[:, None]
-        best = torch.where(real, value, -torch.inf).flatten(-2).max(-1).values  # the first maximum gets the gradient
-        return torch.where(real.flatten(-2).any(-1), best, 0)  # an empty grid
+        each = _each_axis(matrix, rois, lengths, spec)  # [k, PH, S, H], [k, PH, S]
+        value = _contract(maps, [matrix.flatten(1, 2) for matrix, _ in each])  # [k, C, PH * Sy, PW * Sx]
+        value = value.reshape(*value.shape[:2], *(length for _, real in each for length in real.shape[1:]))
+        bins, grid = range(2, value.dim(), 2), range(3, value.dim(), 2)
+        value = value.permute(0, 1, *bins, *grid)  # [k, C, PH, PW, Sy, Sx]
+        real = _all_axes([real for _, real in each])  # [k, 1, PH, Sy, PW, Sx]
+        real = real.permute(0, 1, *bins, *grid).flatten(2 + len(bins))
+        best = torch.where(real, value.flatten(2 + len(bins)), -torch.inf).max(-1).values  # its first gets the gradient
+        return torch.where(real.any(-1), best, 0)  # an empty grid
 
     return _over_boxes(input, rois, spec, maximum, rows)
 
 
+def _all_axes(masks: Sequence[Tensor]) -> Tensor:
+    """``[k, 1, ...]`` bool: True where it is along every axis, of one mask ``[k, ...]`` per axis."""
+    together = masks[0][:, None]
+    for mask in masks[1:]:
+        axes = mask.dim() - 1
+        together = together[(..., *[None] * axes)] & mask[(slice(None), *[None] * (together.dim() - 1))]
+    return together
+
+
 def _integral(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
-    """``out[k] = Ay[k] @ input[n_k] @ Ax[k].T`` with the exact integral's matrices."""
+    """The same with the exact integral's matrices."""
 
     def integral(maps: Tensor, rois: Tensor) -> Tensor:
         wide = _wide(rois)
-        (ay, ax) = (
-            axis.integral_matrix(wide[:, lo], wide[:, lo + 2], bins, length, scale)
-            for lo, bins, length, scale in zip((2, 1), spec.output_size, maps.shape[-2:], spec.scale(0), strict=True)
+        return _contract(
+            maps,
+            [
+                axis.integral_matrix(*edges(wide, along), spec.output_size[along], maps.shape[2 + along], scale)
+                for along, scale in enumerate(spec.scale(0))
+            ],
         )
-        return _contract(maps, ay, ax)
 
     return _over_boxes(input, rois, spec, integral, rows=spec.output_size)
 
 
 def _cells(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
-    """The maximum over each bin's cells, along x and then along y; the first maximum in row-major order wins."""
+    """The maximum over each bin's cells, along x, then y, then z; the first maximum in row-major order wins."""
+    lengths = input.shape[2:]
 
     def mask(along: int, lo: Tensor, hi: Tensor) -> list[Tensor]:
-        return [axis.pool_mask(lo, hi, spec.output_size[along], input.shape[2 + along], spec.scale(0)[along])]
+        return [axis.pool_mask(lo, hi, spec.output_size[along], lengths[along], spec.scale(0)[along])]
 
     def maximum(maps: Tensor, rois: Tensor) -> Tensor:
-        (my,), (mx,) = _each_axis(mask, rois, input.shape[2:], spec)
-        columns = torch.stack([_greatest(maps, m[:, None, None, :], -1) for m in mx.unbind(1)], -1)  # [k, C, H, PW]
-        pooled = torch.stack([_greatest(columns, m[:, None, :, None], -2) for m in my.unbind(1)], -2)
-        filled = my.any(-1)[:, None, :, None] & mx.any(-1)[:, None, None, :]
-        return torch.where(filled, pooled, 0)
+        masks = [each for (each,) in _each_axis(mask, rois, lengths, spec)]  # [k, PH, H]
+        for dim in range(-1, -1 - len(masks), -1):
+            cells = (slice(None), *[None] * (maps.dim() + dim - 1), slice(None), *[None] * (-dim - 1))
+            maps = torch.stack([_greatest(maps, each[cells], dim) for each in masks[dim].unbind(1)], dim)
+        return torch.where(_all_axes([each.any(-1) for each in masks]), maps, 0)
 
-    return _over_boxes(input, rois, spec, maximum, rows=(input.shape[2], input.shape[3]))
+    return _over_boxes(input, rois, spec, maximum, rows=lengths)
 
 
 def _greatest(values: Tensor, mask: Tensor, dim: int) -> Tensor:
@@ -185,11 +201,11 @@ def _each_axis(
     lengths: Sequence[int],
     spec: Pooling,
 ) -> list[list[Tensor]]:
-    """``make(axis, lo, hi)`` for y and for x, with edges in float64 where float32 cannot hold a box's positions."""
+    """``make(axis, lo, hi)`` for each axis, with edges in float64 where float32 cannot hold a box's positions."""
     made = []
     ratio = spec.sampling_ratio if KINDS[spec.kind].samples else 0
     for along, (length, scale) in enumerate(zip(lengths, spec.scale(0), strict=True)):
-        lo, hi = rois[:, 2 - along], rois[:, 4 - along]
+        lo, hi = edges(rois, along)
         fits = axis.fits_float32(lo.detach(), hi.detach(), scale, length, ratio)
         if lo.dtype == torch.float64 or lo.device.type == "mps" or (not _unseen(fits) and bool(fits.all())):
             made.append(make(along, lo, hi))  # Metal has no float64
@@ -208,20 +224,20 @@ def _over_boxes(
     rois: Tensor,
     spec: Pooling,
     pool: Callable[[Tensor, Tensor], Tensor],
-    rows: tuple[int, int],
+    rows: Sequence[int],
 ) -> Tensor:
     """Run ``pool(maps, rois)`` over chunks of boxes and channels small enough for memory.
 
-    ``maps`` is ``[k, C, H, W]``, or ``[1, C, H, W]`` if there is one image. ``rows`` are those of the largest
-    intermediate. A box that is not usable is pooled as the empty box and its output replaced by NaN, so that its
+    ``maps`` is ``[k, C, H, W]``, or ``[1, C, H, W]`` if there is one image. ``rows`` are those of the matrices, one
+    along each axis. A box that is not usable is pooled as the empty box and its output replaced by NaN, so that its
     gradient is 0.
     """
-    images, _, height, width = input.shape
+    images, lengths = input.shape[0], input.shape[2:]
     boxes, output_size, group = rois.shape[0], spec.output_size, spec.group
     channels = spec.pooled_channels(input.shape[1])
     check_memory("input", input)
     check_memory("boxes", rois)
-    if not tracing.hides_values(rois) and boxes * channels * output_size[0] * output_size[1] * input.itemsize >= 2**47:
+    if not tracing.hides_values(rois) and boxes * channels * math.prod(output_size) * input.itemsize >= 2**47:
         raise too_large((boxes, channels, *output_size))
     index = batch_index(rois[:, 0].detach(), images)
     valid = (index >= 0) & usable(_wide(rois), spec.scale(0))
@@ -229,7 +245,7 @@ def _over_boxes(
     index = index.clamp(min=0)
     accumulate = torch.promote_types(input.dtype, torch.float32)
     work = input.to(accumulate)
-    if height == 0 or width == 0:
+    if 0 in lengths:
         if boxes > 0 and not tracing.hides_values(rois):  # on one level of a pyramid
             raise on_empty_map(boxes, input)
         # Nothing of nothing, but part of the graph.
@@ -246,10 +262,10 @@ def _over_boxes(
         if tracing.hides_values(input, rois):
             out = part(slice(None), slice(None))
         else:
-            cost = max(1, rows[0] * (width + rows[1]) + (height * width if images > 1 else 0)) * group  # of a channel
-            matrices = 8 * (rows[0] * height + rows[1] * width)  # per box, with what making them takes
+            needed = _needed(rows, lengths)
+            cost = max(1, needed.products + (math.prod(lengths) if images > 1 else 0)) * group  # of a channel
             some_channels = min(max(1, CHUNK // cost), max(1, channels))
-            some_boxes = max(1, CHUNK // (cost * some_channels + matrices))
+            some_boxes = max(1, CHUNK // (cost * some_channels + needed.matrices))
             out = torch.cat([
                 torch.cat([
                     part(slice(k, k + some_boxes), slice(c * group, (c + some_channels) * group))
@@ -257,43 +273,69 @@ def _over_boxes(
                 ], 1)
                 for k in range(0, max(1, boxes), some_boxes)
             ])  # fmt: skip
-    out = torch.where(valid[:, None, None, None], out, torch.nan).to(input.dtype)
+    out = torch.where(_per_box(valid, out), out, torch.nan).to(input.dtype)
     return laid_out_as(input, out)
 
 
-def _contract(maps: Tensor, ay: Tensor, ax: Tensor, sensitive: bool = False) -> Tensor:
+class _Needed(NamedTuple):
+    """Numbers that one box needs at once: its matrices, with what making them takes, and the products of a channel."""
+
+    matrices: int
+    products: int
+
+
+def _needed(rows: Sequence[int], lengths: Sequence[int]) -> _Needed:
+    """Of matrices of so many rows, one along each axis, contracted one after the other."""
+    matrices = 8 * sum(row * length for row, length in zip(rows, lengths, strict=True))
+    return _Needed(matrices, sum(math.prod(rows[: i + 1]) * math.prod(lengths[i + 1 :]) for i in range(len(rows))))
+
+
+def _per_box(mask: Tensor, out: Tensor) -> Tensor:
+    """``[K]`` as it broadcasts against ``[K, C, ...]``."""
+    return mask[(slice(None), *[None] * (out.dim() - 1))]
+
+
+def _contract(maps: Tensor, matrices: Sequence[Tensor], sensitive: bool = False) -> Tensor:
     """``ay @ maps @ ax.T`` per box and channel; a cell of zero weight counts nothing even if it is not finite.
 
     A cell that is not finite has no slope: it gives nothing to the gradient to the box. ``sensitive``: bin (p, q) takes
     one row of each matrix, and channels of its own, ``(c * PH + p) * PW + q``.
     """
 
-    def product(maps: Tensor, ay: Tensor, ax: Tensor) -> Tensor:
+    def product(maps: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+        rank = len(matrices)
+        bins, cells = "opq"[-rank:], "dhw"[-rank:]
+        have = f"c{cells}"
         if sensitive:
-            bins = (ay.shape[1], ax.shape[1])
-            maps = maps.unflatten(-3, (maps.shape[-3] // (bins[0] * bins[1]), *bins))
-            equation = "kph,cpqhw->kcpqw" if maps.dim() == 5 else "kph,kcpqhw->kcpqw"
-            # In order, as shapes alone promise it: this product comes bin by bin.
-            return torch.einsum("kcpqw,kqw->kcpq", torch.einsum(equation, ay, maps), ax).contiguous()
-        equation = "kph,chw->kcpw" if maps.dim() == 3 else "kph,kchw->kcpw"
-        return torch.einsum("kcpw,kqw->kcpq", torch.einsum(equation, ay, maps), ax)
+            size = [each.shape[1] for each in matrices]
+            maps = maps.unflatten(-1 - rank, (maps.shape[-1 - rank] // math.prod(size), *size))
+            have = f"c{bins}{cells}"
+        for matrix, bin, cell in zip(matrices, bins, cells, strict=True):
+            into = have.replace(cell, "" if sensitive else bin)
+            # The map first, except where the boxes share it: so the product comes in the order of its axes.
+            if maps.dim() == len(have):
+                maps = torch.einsum(f"k{bin}{cell},{have}->k{into}", matrix, maps)
+            else:
+                maps = torch.einsum(f"k{have},k{bin}{cell}->k{into}", maps, matrix)
+            have = into
+        return maps.contiguous()  # mostly it is, but shapes alone promise as much
 
     if maps.shape[0] == 1:
         maps = maps[0]
-    ay, ax = ay.to(maps.dtype), ax.to(maps.dtype)
+    matrices = [each.to(maps.dtype) for each in matrices]
     finite = maps.isfinite()
     if not tracing.hides_values(finite) and bool(finite.all()):
-        return product(maps, ay, ax)
+        return product(maps, matrices)
     zeroed = torch.where(finite, maps, 0)
     if not tracing.hides_values(maps):
         # Behind autograd's back: the gradient to a cell is its weight all the same. No graph can record that.
         zeroed = maps.clone()
         zeroed.detach().masked_fill_(~finite, 0)
-    out = product(zeroed, ay, ax)
+    out = product(zeroed, matrices)
     flags = {torch.inf: maps == torch.inf, -torch.inf: maps == -torch.inf, torch.nan: maps.isnan()}
+    weighs = [(each != 0).to(maps.dtype) for each in matrices]
     for value, flag in flags.items():
-        touched = product(flag.to(maps.dtype), (ay != 0).to(maps.dtype), (ax != 0).to(maps.dtype)) > 0
-        out = out + torch.where(touched, value, 0)
+        out = out + torch.where(product(flag.to(maps.dtype), weighs) > 0, value, 0)
     return out
 
 

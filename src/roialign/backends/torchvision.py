@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..axis import FLOAT_CELLS
 from ..boxes import usable
-from ..spec import KINDS, Call, Pooling
+from ..spec import KINDS, MAPS, PLANAR, Call, Pooling
 from . import reference, tracing
 from .index import batch_index
 from .memory import laid_out_as
@@ -40,6 +40,8 @@ def why_not(call: Call) -> str:
         return "its gradients are not deterministic, and torch.use_deterministic_algorithms is on"
     if call.spec.kind not in OPERATORS:
         return f"it has no operator of kind {call.spec.kind!r}"
+    if call.spec.rank not in PLANAR:
+        return f"its kernels take maps {MAPS[2]} only"
     if torch.is_grad_enabled() and call.rois.requires_grad:
         return "it has no gradient to the boxes"
     if input.dtype == torch.bfloat16 and input.device.type != "mps":  # where nobody else has
@@ -55,7 +57,7 @@ def _too_much(call: Call) -> str:
         return "its kernels count no further than 2**31 numbers"
     if call.rois.dtype != torch.float64 and max(max(feature.shape[2:]) for feature in call.features) > FLOAT_CELLS:
         return f"its kernels place no float32 box on a map longer than {FLOAT_CELLS} cells"
-    if any(y != x for y, x in map(call.spec.scale, range(len(call.features)))):
+    if any(len(set(call.spec.scale(level))) > 1 for level in range(len(call.features))):
         return "its kernels know one scale for both axes"
     return ""
 
@@ -124,7 +126,7 @@ class _Pool(torch.autograd.Function):
 class _Arguments(NamedTuple):
     """Of torchvision's operators: (scale, height, width), and those of samples, if the kind takes some."""
 
-    size: tuple[float, int, int]
+    size: tuple[float, ...]
     samples: tuple[int, bool] | tuple[()]
 
 

@@ -237,8 +237,8 @@ def explain(
         >>> told.plot("map").savefig("map.pdf")  # doctest: +SKIP
 
     Args:
-        input_or_size: the feature map, ``[H, W]`` or ``[1, 1, H, W]``; or its size (H, W), for a built-in map of whole
-            numbers from 0 to 9, or of the image's grey values if there is an image.
+        input_or_size: the feature map, ``[H, W]`` or ``[1, 1, H, W]``, of no other rank; or its size (H, W), for a
+            built-in map of whole numbers from 0 to 9, or of the image's grey values if there is an image.
         box: x1, y1, x2, y2 in pixels of the image.
         output_size: bins, an int or (height, width).
         spatial_scale: cells of the feature map per pixel of the image, or (y, x) scales; None means 1, or with an image
@@ -255,7 +255,8 @@ def explain(
         TypeError, ValueError: as :func:`roialign.roi_align` does; and for a map of several channels or images, and a
             box that is not finite.
     """
-    size, ratio = check_output_size(output_size), check_sampling_ratio(sampling_ratio)
+    height, width = check_output_size(output_size, 2)
+    size, ratio = (height, width), check_sampling_ratio(sampling_ratio)
     aligned = check_aligned(aligned)
     check_mode(mode)
     if image is not None and (not isinstance(image, Tensor) or image.dim() != 3 or image.shape[0] != 3):
@@ -263,7 +264,7 @@ def explain(
     values = feature_map(input_or_size, image)
     if spatial_scale is None:
         spatial_scale = 1.0 if image is None else [values.shape[i] / image.shape[i + 1] for i in (0, 1)]
-    scales = check_scale(spatial_scale)
+    scales = check_scale(spatial_scale, 2)
     edges = read_box(box)
     y = axis_values(edges[1], edges[3], size[0], values.shape[0], scales[0], ratio, aligned)
     x = axis_values(edges[0], edges[2], size[1], values.shape[1], scales[1], ratio, aligned)

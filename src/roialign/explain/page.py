@@ -101,7 +101,7 @@ def _checked(state: Mapping[str, Any]) -> dict[str, Any]:
     full = {**DEFAULTS, **state}
     if not {"size", "values", "photo"} & set(state):
         full |= {"photo": built_in_photo(), "credit": CREDIT}
-    height, width = check_output_size(list(full["size"]))
+    height, width = check_output_size(list(full["size"]), 2)
     photo, values = full.get("photo"), full["values"]
     if photo is not None and not (isinstance(photo, str) and photo.startswith("data:image/")):
         raise ValueError(f"photo: got {str(photo)[:40]!r}; expected a data URI of an image, or None")
@@ -118,9 +118,9 @@ def _checked(state: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "size": [height, width],
         "box": box,
-        "output_size": check_output_size(_sequence(full["output_size"])),
+        "output_size": check_output_size(_sequence(full["output_size"]), 2),
         "sampling_ratio": check_sampling_ratio(full["sampling_ratio"]),
-        "spatial_scale": check_scale(_sequence(full["spatial_scale"])),
+        "spatial_scale": check_scale(_sequence(full["spatial_scale"]), 2),
         "aligned": check_aligned(full["aligned"]),
         "operator": full["operator"],
         "mode": check_mode(full["mode"]),

@@ -12,7 +12,16 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from .. import backends
 from ..functional import checked_rois
-from ..spec import Pooling, check_aligned, check_input, check_output_size, check_sampling_ratio, check_scale
+from ..spec import (
+    PLANAR,
+    Pooling,
+    Scale,
+    check_aligned,
+    check_input,
+    check_output_size,
+    check_sampling_ratio,
+    check_scale,
+)
 from .torchscript import register
 
 if TYPE_CHECKING:
@@ -40,13 +49,13 @@ class ROIPooler(nn.Module):
         if kinds != {"ROIAlign"}:
             raise ValueError(f"its levels are pooled by {', '.join(sorted(kinds))}; expected ROIAlign")
         arguments = {
-            (check_output_size(it.output_size), check_sampling_ratio(it.sampling_ratio), check_aligned(it.aligned))
+            (check_output_size(it.output_size, 2), check_sampling_ratio(it.sampling_ratio), check_aligned(it.aligned))
             for it in level_poolers
         }
         if len(arguments) > 1:
             raise ValueError("its levels differ in output size, sampling ratio or alignment")
         ((self.output_size, self.sampling_ratio, self.aligned),) = arguments
-        self.scales = [check_scale(pooler.spatial_scale) for pooler in level_poolers]
+        self.scales = [check_scale(pooler.spatial_scale, 2) for pooler in level_poolers]
         self.min_level = min_level
         self.canonical_box_size = canonical_box_size
         self.canonical_level = canonical_level
@@ -92,8 +101,8 @@ class ROIPooler(nn.Module):
 def roi_pooler(
     x: list[Tensor],
     boxes: list[Tensor],
-    output_size: tuple[int, int],
-    scales: list[tuple[float, float]],
+    output_size: tuple[int, ...],
+    scales: list[Scale],
     sampling_ratio: int,
     aligned: bool,
     min_level: int,
@@ -107,7 +116,7 @@ def roi_pooler(
     if len(x) != len(scales):
         raise ValueError(f"x: got {len(x)} feature maps; expected {len(scales)}, one per level")
     for index, feature in enumerate(x):
-        check_input(feature, f"x[{index}]")
+        check_input(feature, f"x[{index}]", PLANAR)
     rois = checked_rois(x[0], boxes)
     level = None
     if len(x) > 1:

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from ...spec import KINDS, Call, Pooling
+from ...spec import KINDS, MAPS, PLANAR, Call, Pooling
 from .. import operator, tracing
 
 SERVED = ("avg", "max", "integral", "cells")
@@ -31,6 +31,8 @@ def why_not(call: Call) -> str:
     input = call.features[0]
     if call.spec.kind not in SERVED:
         return f"there is no kernel of kind {call.spec.kind!r} in Triton"
+    if call.spec.rank not in PLANAR:
+        return f"its kernels take maps {MAPS[2]} only"
     on_gpu = input.device.type in DEVICES
     if on_gpu and tracing.hides_values(input):  # a graph, which may run on another machine
         return "" if _INSTALLED else "Triton is not installed"
@@ -135,7 +137,7 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
     return torch.get_device_module(device).device(device)  # type: ignore[no-any-return]
 
 
-_kernels = operator.Kernels(_Kinds(), _pool, _pool_grad, _pool_box_grad)
+_kernels = operator.Kernels(_Kinds(), PLANAR, _pool, _pool_grad, _pool_box_grad)
 pool = partial(operator.call, _kernels)
 if _INSTALLED:
     for _device in DEVICES:

@@ -307,7 +307,7 @@ def pool_grad(
     spec: Pooling,
 ) -> list[Tensor]:
     """Gradient to the maps, see ``operator.Kernels``."""
-    grads = operator.make_gradients(grad, shapes, channels_last)
+    grads = operator.make_gradients(grad, shapes, channels_last, spec.rank)
     images, all_channels = shapes[:2]
     real = torch.promote_types(grad.dtype, torch.float32)
     candidates = make_candidates([each.shape for each in grads], rois, level, spec, real)
