@@ -12,6 +12,18 @@ namespace {
 
 constexpr int64_t kMostBins = 1 << 24;   // along one axis; a float32 position counts no further
 constexpr int64_t kMostCells = 1 << 30;  // along one axis; cells are counted in 32 bits
+constexpr int64_t kMostVolume = int64_t{1} << 60;
+
+// What errors say of a map of rank 1, 2 and 3, by rank - 1.
+struct Form {
+  const char *map, *pooled, *rois, *size, *scales, *lengths;
+};
+constexpr Form kForms[] = {
+    {"[N, C, L]", "[K, C, length]", "[K, 3]", "(length,)", "one", "a length of at least 1"},
+    {"[N, C, H, W]", "[K, C, height, width]", "[K, 5]", "(height, width)", "y and x", "height and width of at least 1"},
+    {"[N, C, D, H, W]", "[K, C, depth, height, width]", "[K, 7]", "(depth, height, width)", "z, y and x",
+     "depth, height and width of at least 1"}};
+const Form& form(const Call& call) { return kForms[call.rank - 1]; }
 
 int64_t integer(PyObject* value) {
   const long long result = PyLong_AsLongLong(value);
@@ -28,7 +40,7 @@ std::string text(nb::handle value) { return nb::str(value).c_str(); }
 struct Array {
   char* data;
   int64_t bytes, dtype, rank;  // the dtype's place in kDTypes, or none; checked before the memory is
-  int64_t size[4] = {1, 1, 1, 1}, stride[4] = {0, 0, 0, 0};
+  int64_t size[5] = {1, 1, 1, 1, 1}, stride[5] = {0, 0, 0, 0, 0};
   nb::handle tensor;
 
   std::string shape() const {
@@ -61,15 +73,18 @@ struct Array {
     return true;
   }
   bool contiguous() const {
-    constexpr int axes[4] = {0, 1, 2, 3};
+    constexpr int axes[5] = {0, 1, 2, 3, 4};
     return ordered(axes);
   }
   bool channels_last() const {
-    constexpr int axes[4] = {0, 2, 3, 1};
+    const auto last = static_cast<int>(rank) - 1;
+    int axes[5] = {0, 1, 1, 1, 1};
+    for (int i = 1; i < last; ++i) axes[i] = i + 1;
     return ordered(axes);
   }
 };
 
+// A rank below 0: that of a map.
 Array to_array(nb::handle tuple, const std::string& name, int64_t rank, const char* form) {
   PyObject* items[6];
   if (!PyTuple_Check(tuple.ptr()) || PyTuple_Size(tuple.ptr()) != 6) throw nb::type_error("an array is a tuple of 6");
@@ -80,8 +95,8 @@ Array to_array(nb::handle tuple, const std::string& name, int64_t rank, const ch
   array.dtype = integer(items[2]);
   array.tensor = items[5];
   array.rank = PyTuple_Size(items[3]);
-  if (array.rank != rank) refuse(name, array.shape(), form);
-  for (int64_t i = 0; i < rank; ++i) {
+  if (rank >= 0 ? array.rank != rank : array.rank < 3 || array.rank > 5) refuse(name, array.shape(), form);
+  for (int64_t i = 0; i < array.rank; ++i) {
     array.size[i] = integer(PyTuple_GetItem(items[3], i));
     array.stride[i] = integer(PyTuple_GetItem(items[4], i));
   }
@@ -103,19 +118,25 @@ void check_memory(const Array& array, const std::string& name) {
 bool is(int64_t dtype, DType type) { return dtype == static_cast<int64_t>(type); }
 bool is_map_dtype(int64_t dtype) { return dtype >= 0 && dtype < kMapDTypes; }
 
-Array to_map(nb::handle tuple, const std::string& name, int64_t dtype) {
-  const Array map = to_array(tuple, name, 4, "[N, C, H, W]");
+Array to_map(nb::handle tuple, const std::string& name, const Call& call) {
+  const auto dtype = static_cast<int64_t>(call.dtype);
+  const Array map = to_array(tuple, name, 2 + call.rank, form(call).map);
   check_dtype(map, name, is_map_dtype(map.dtype), "float16, bfloat16, float32 or float64");
   check_dtype(map, name, map.dtype == dtype, "one dtype for all maps and the pooled tensor");
-  if (map.size[2] > kMostCells || map.size[3] > kMostCells)
-    refuse(name, map.shape(), "at most 2**30 cells along one axis");
+  int64_t cells = 1;
+  for (int64_t i = 2; i < map.rank; ++i) {
+    if (map.size[i] > kMostCells) refuse(name, map.shape(), "at most 2**30 cells along one axis");
+    if (__builtin_mul_overflow(cells, map.size[i], &cells) || cells > kMostVolume)
+      refuse(name, map.shape(), "at most 2**60 cells");
+  }
   check_memory(map, name);
   return map;
 }
 
-std::string in_brackets(std::initializer_list<int64_t> sizes) {
-  std::string result;
-  for (const int64_t size : sizes) result += (result.empty() ? "(" : ", ") + std::to_string(size);
+// (first, second, lengths...), the last as many as the call's rank.
+std::string shape_text(const Call& call, int64_t first, int64_t second, std::initializer_list<int64_t> lengths) {
+  std::string result = "(" + std::to_string(first) + ", " + std::to_string(second);
+  for (auto at = lengths.end() - call.rank; at != lengths.end(); ++at) result += ", " + std::to_string(*at);
   return result + ")";
 }
 
@@ -126,45 +147,58 @@ Level to_level(const Array& map) {
   level.data = map.data;
   level.images = map.size[0];
   level.channels = map.size[1];
-  level.height = map.size[2];
-  level.width = map.size[3];
-  std::copy(map.stride, map.stride + 4, level.stride);
+  int64_t Level::* const lengths[] = {&Level::depth, &Level::height, &Level::width};
+  std::copy(map.stride, map.stride + 2, level.stride);
+  const int64_t rank = map.rank - 2;
+  for (int64_t i = 0; i < rank; ++i) {
+    level.*lengths[3 - rank + i] = map.size[2 + i];
+    level.stride[5 - rank + i] = map.stride[2 + i];
+  }
   return level;
 }
 
 // Any number will do: torchvision's operator takes scales below 0 too, and what is not finite gives NaN.
-void read_scales(nb::handle scales, std::vector<Level>& levels) {
-  if (nb::len(scales) != 2 * levels.size())
-    refuse("scales", text(scales), "y and x for each of " + std::to_string(levels.size()) + " maps");
-  for (size_t i = 0; i < levels.size(); ++i) {
-    levels[i].scale_y = nb::cast<double>(scales[2 * i]);
-    levels[i].scale_x = nb::cast<double>(scales[2 * i + 1]);
-  }
+void read_scales(nb::handle scales, const Call& call, std::vector<Level>& levels) {
+  const auto rank = static_cast<size_t>(call.rank);
+  if (nb::len(scales) != rank * levels.size())
+    refuse("scales", text(scales), form(call).scales + (" for each of " + std::to_string(levels.size()) + " maps"));
+  double Level::* const axes[] = {&Level::scale_x, &Level::scale_y, &Level::scale_z};
+  for (size_t i = 0; i < levels.size(); ++i)
+    for (size_t axis = 0; axis < rank; ++axis)
+      levels[i].*axes[axis] = nb::cast<double>(scales[rank * (i + 1) - 1 - axis]);
 }
 
 // A box that lies on a map without cells has nothing to read. Rows whose level does not exist are reported elsewhere.
 void check_cells(const Call& call) {
-  auto empty = [&](int64_t l) { return call.levels[l].height == 0 || call.levels[l].width == 0; };
+  auto empty = [&](int64_t l) { return call.levels[l].cells() == 0; };
   bool any = false;
   for (int64_t l = 0; l < call.level_count; ++l) any |= empty(l);
   for (int64_t k = 0; any && k < call.boxes; ++k) {
     const int64_t l = call.level_of_box ? call.level_of_box[k] : 0;
     if (l < 0 || l >= call.level_count || !empty(l)) continue;
     const Level& level = call.levels[l];
-    refuse("boxes",
-           "row " + std::to_string(k) + " on an empty feature map of height " + std::to_string(level.height) +
-               " and width " + std::to_string(level.width),
-           "height and width of at least 1");
+    const std::string height = std::to_string(level.height), width = std::to_string(level.width);
+    const std::string lengths[] = {
+        "length " + width, "height " + height + " and width " + width,
+        "depth " + std::to_string(level.depth) + ", height " + height + " and width " + width};
+    refuse("boxes", "row " + std::to_string(k) + " on an empty feature map of " + lengths[call.rank - 1],
+           form(call).lengths);
   }
 }
 
-std::vector<Level> to_levels(nb::handle maps, int64_t dtype) {
+// The rank of the first map.
+int to_rank(nb::handle maps) {
+  if (nb::len(maps) == 0) refuse("features", "no maps", "at least one");
+  const Array map = to_array(nb::object(maps[0]), "features[0]", -1, "[N, C, L], [N, C, H, W] or [N, C, D, H, W]");
+  return static_cast<int>(map.rank) - 2;
+}
+
+std::vector<Level> to_levels(nb::handle maps, const Call& call) {
   const size_t count = nb::len(maps);
-  if (count == 0) refuse("features", "no maps", "at least one");
   std::vector<Level> levels;
   for (size_t i = 0; i < count; ++i) {
     const std::string name = numbered("features", i);
-    const Array map = to_map(nb::object(maps[i]), name, dtype);
+    const Array map = to_map(nb::object(maps[i]), name, call);
     levels.push_back(to_level(map));
     if (levels[i].images != levels[0].images || levels[i].channels != levels[0].channels)
       refuse(name, map.shape(),
@@ -175,10 +209,10 @@ std::vector<Level> to_levels(nb::handle maps, int64_t dtype) {
 }
 
 void read_rois(nb::handle tuple, Call& call) {
-  const Array rois = to_array(tuple, "rois", 2, "[K, 5]");
+  const Array rois = to_array(tuple, "rois", 2, form(call).rois);
   call.rois_f64 = is(rois.dtype, DType::float64);
   check_dtype(rois, "rois", call.rois_f64 || is(rois.dtype, DType::float32), "float32 or float64");
-  if (rois.size[1] != 5) refuse("rois", rois.shape(), "[K, 5]");
+  if (rois.size[1] != call.roi_size()) refuse("rois", rois.shape(), form(call).rois);
   if (!rois.contiguous()) refuse("rois", "strides " + text(rois.tensor.attr("stride")()), "contiguous rows");
   check_memory(rois, "rois");
   call.rois = rois.data;
@@ -200,12 +234,14 @@ void read_level(nb::handle tuple, Call& call) {
 }
 
 void read_size(nb::handle size, Call& call) {
-  if (nb::len(size) != 2) refuse("output_size", text(size), "(height, width)");
-  const auto height = nb::cast<int64_t>(size[0]), width = nb::cast<int64_t>(size[1]);
-  if (height < 1 || width < 1 || height > kMostBins || width > kMostBins)
-    refuse("output_size", text(size), "1 to 2**24 bins along each axis");
-  call.pooled_h = static_cast<int32_t>(height);
-  call.pooled_w = static_cast<int32_t>(width);
+  const auto rank = static_cast<size_t>(call.rank);
+  if (nb::len(size) != rank) refuse("output_size", text(size), form(call).size);
+  int32_t Call::* const axes[] = {&Call::pooled_w, &Call::pooled_h, &Call::pooled_d};
+  for (size_t axis = 0; axis < rank; ++axis) {
+    const auto bins = nb::cast<int64_t>(size[rank - 1 - axis]);
+    if (bins < 1 || bins > kMostBins) refuse("output_size", text(size), "1 to 2**24 bins along each axis");
+    call.*axes[axis] = static_cast<int32_t>(bins);
+  }
 }
 
 void read_pooled(const Array& pooled, const char* named, Call& call) {
@@ -213,9 +249,10 @@ void read_pooled(const Array& pooled, const char* named, Call& call) {
   if (call.levels[0].channels % group)
     refuse("input", std::to_string(call.levels[0].channels) + " channels",
            "a multiple of the " + std::to_string(group) + " bins");
-  if (pooled.size[0] != call.boxes || pooled.size[1] != channels || pooled.size[2] != call.pooled_h ||
-      pooled.size[3] != call.pooled_w)
-    refuse(named, pooled.shape(), in_brackets({call.boxes, channels, call.pooled_h, call.pooled_w}));
+  const std::initializer_list<int64_t> bins{call.pooled_d, call.pooled_h, call.pooled_w};
+  if (pooled.size[0] != call.boxes || pooled.size[1] != channels ||
+      !std::equal(pooled.size + 2, pooled.size + 2 + call.rank, bins.end() - call.rank))
+    refuse(named, pooled.shape(), shape_text(call, call.boxes, channels, bins));
   call.pooled_channels_last = !pooled.contiguous();
   if (call.pooled_channels_last && !pooled.channels_last())
     refuse(named, "strides " + text(pooled.tensor.attr("stride")()), "contiguous or channels_last");
@@ -236,15 +273,18 @@ Arguments to_arguments(Kind kind, nb::handle maps, nb::handle rois, nb::handle l
   Arguments arguments;
   Call& call = arguments.call;
   call.kind = kind;
+  call.rank = to_rank(maps);
+  if (info(kind).sensitive && call.rank != 2)
+    refuse("kind", std::string(info(kind).name) + " of maps " + form(call).map, "maps [N, C, H, W]");
   call.sampling_ratio = sampling_ratio;
   call.aligned = aligned;
 
-  const Array pooled = to_array(pooled_, named, 4, "[K, C, height, width]");
+  const Array pooled = to_array(pooled_, named, 2 + call.rank, form(call).pooled);
   check_dtype(pooled, named, is_map_dtype(pooled.dtype), "float16, bfloat16, float32 or float64");
   call.dtype = static_cast<DType>(pooled.dtype);
 
-  arguments.levels = to_levels(maps, pooled.dtype);
-  read_scales(scales, arguments.levels);
+  arguments.levels = to_levels(maps, call);
+  read_scales(scales, call, arguments.levels);
   call.levels = arguments.levels.data();
   call.level_count = static_cast<int64_t>(arguments.levels.size());
 
@@ -263,13 +303,14 @@ std::vector<Level> to_grads(nb::handle grads, const Arguments& arguments) {
            std::to_string(levels.size()) + ", as there are features");
   std::vector<Level> result;
   for (size_t i = 0; i < levels.size(); ++i) {
-    const Array grad = to_map(nb::object(grads[i]), numbered("shapes", i), static_cast<int64_t>(arguments.call.dtype));
+    const Array grad = to_map(nb::object(grads[i]), numbered("shapes", i), arguments.call);
     result.push_back(to_level(grad));
     const Level &is = result[i], &has = levels[i];
-    if (is.images != has.images || is.channels != has.channels || is.height != has.height || is.width != has.width)
-      refuse(
-          numbered("shapes", i), grad.shape(),
-          in_brackets({has.images, has.channels, has.height, has.width}) + ", the shape of " + numbered("features", i));
+    if (is.images != has.images || is.channels != has.channels || is.depth != has.depth || is.height != has.height ||
+        is.width != has.width)
+      refuse(numbered("shapes", i), grad.shape(),
+             shape_text(arguments.call, has.images, has.channels, {has.depth, has.height, has.width}) +
+                 ", the shape of " + numbered("features", i));
   }
   return result;
 }

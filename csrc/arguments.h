@@ -21,8 +21,8 @@ Kind to_kind(int64_t kind);
 
 // An array is a tuple (address, bytes from there to the end of its memory, number of its dtype, shape, strides,
 // tensor); the tensor keeps the memory alive and is named in errors. `maps` is a tuple of arrays, `scales` a sequence
-// of y and x for each, `level` an array or None, `pooled` the output or its gradient, `named` what errors call it.
-// Throws ValueError or TypeError: the argument, what came, what is expected.
+// of z, y and x for each (as many as it has), `level` an array or None, `pooled` the output or its gradient, `named`
+// what errors call it. Throws ValueError or TypeError: the argument, what came, what is expected.
 Arguments to_arguments(Kind kind, nanobind::handle maps, nanobind::handle rois, nanobind::handle level,
                        nanobind::handle pooled, const char* named, nanobind::handle size, nanobind::handle scales,
                        int64_t sampling_ratio, bool aligned);

@@ -23,6 +23,8 @@ constexpr int64_t kSerial = 32768;
 constexpr int64_t kStream = 8 << 20;
 // What of a map's gradient is made together where bins have their own channels: it stays in the second-level cache.
 constexpr int64_t kBand = 256 << 10;
+// What of a volume is packed at the same time at most, and what of its gradient is made together.
+constexpr int64_t kVolume = 64 << 20, kSlices = 512 << 10;
 // Sums over channels are cut in this many parts, whatever the number of threads.
 constexpr int64_t kParts = 16;
 
@@ -33,7 +35,9 @@ int64_t block_bytes(int64_t cells) {
   return cells * kBlockBytes;
 }
 int64_t item_size(DType type) { return kDTypes[static_cast<int>(type)].bytes; }
-const Directions& directions(Kind kind) { return info(kind).sensitive ? kernels().sensitive : kernels().common; }
+const Directions& directions(const Call& call) {
+  return info(call.kind).sensitive ? kernels().sensitive : call.rank == 3 ? kernels().volume : kernels().common;
+}
 
 // Fresh memory arrives page by page, which costs more than the pooling itself; huge pages make it few.
 void expect_large([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
@@ -51,7 +55,9 @@ constexpr std::pair<int64_t Sizes::*, char* Workspace::*> kScratch[] = {
     {&Sizes::block, &Workspace::block},   {&Sizes::second, &Workspace::second},
     {&Sizes::strips, &Workspace::strips}, {&Sizes::more_strips, &Workspace::more_strips},
     {&Sizes::best, &Workspace::best},     {&Sizes::winners, &Workspace::winners},
-    {&Sizes::tile, &Workspace::tile},     {&Sizes::stage, &Workspace::stage}};
+    {&Sizes::tile, &Workspace::tile},     {&Sizes::stage, &Workspace::stage},
+    {&Sizes::slice, &Workspace::slice},   {&Sizes::plane, &Workspace::plane},
+    {&Sizes::places, &Workspace::places}};
 
 // Scratch memory of one worker.
 class Scratch {
@@ -84,6 +90,8 @@ Map image_map(const Level& level, int64_t image, DType type) {
           level.stride[1],
           level.stride[2],
           level.stride[3],
+          level.stride[4],
+          level.depth,
           level.height,
           level.width};
 }
@@ -101,13 +109,20 @@ struct Work {
     channels = call.levels[0].channels / group;
     blocks = ceil_div(channels, lanes) * group;
     channel_end = group > 1 ? blocks * lanes : channels;
-    const int64_t values = call.boxes * channels * call.pooled_h * call.pooled_w;
+    const int64_t values = call.boxes * channels * call.pooled_d * call.pooled_h * call.pooled_w;
     pooled_bytes = values * item_size(call.dtype);
     threads = values < kSerial ? 1 : thread_count();
     args.kind = call.kind;
-    args.pooled = {
-        call.pooled, channels, call.pooled_h, call.pooled_w, call.pooled_channels_last, pooled_bytes >= kStream};
+    args.pooled = {.data = call.pooled,
+                   .channels = channels,
+                   .size = values ? values / (call.boxes * channels) : 0,  // without values it may be no int64
+                   .depth = call.pooled_d,
+                   .height = call.pooled_h,
+                   .width = call.pooled_w,
+                   .channels_last = call.pooled_channels_last,
+                   .stream = pooled_bytes >= kStream};
     args.tile_rows = std::clamp(kTilePixels / call.pooled_w, 1, call.pooled_h);
+    if (call.rank == 3) args.tile_depth = std::clamp(kTileVoxels / (args.tile_rows * call.pooled_w), 1, call.pooled_d);
   }
 
   // What every direction needs; the blocks are added to it.
@@ -118,10 +133,17 @@ struct Work {
     sizes.more_strips = rows * strip;
     sizes.best = call.pooled_w * kBlockBytes;
     sizes.winners = call.pooled_w * static_cast<int64_t>(sizeof(Winners));
-    sizes.tile = std::max(rows * call.pooled_w, kDirectBlocks) * kBlockBytes;
+    sizes.tile = std::max(rows * call.pooled_w * args.tile_depth, kDirectBlocks) * kBlockBytes;
     sizes.stage = sizes.tile + kLineBytes;
+    if (call.rank < 3) return sizes;
+    sizes.slice = 3 * rows * call.pooled_w * kBlockBytes;
+    if (!info(call.kind).takes_maximum) return sizes;
+    sizes.plane = block_bytes(plan.most_cells);
+    sizes.places = rows * call.pooled_w * static_cast<int64_t>(sizeof(Place));
     return sizes;
   }
+  // Packed windows of a box at the same time: a sample of a volume lies between two slices.
+  int64_t windows() const { return call.rank == 3 ? 2 : 1; }
   void run(const std::vector<Piece>& pieces, const Kernel* kernel_of_type, const Sizes& sizes) const {
     const Kernel kernel = kernel_of_type[static_cast<int>(call.dtype)];
     for_each_task(static_cast<int64_t>(pieces.size()), threads, [&](auto& next) {
@@ -150,11 +172,13 @@ Access access_of(const Work<A>& work, const Plan<A>& plan, const Group& group, c
   const bool sensitive = info(work.call.kind).sensitive;
   if (map.channel_stride == 1 && work.channels >= work.lanes && !sensitive) return Access::direct;
   int64_t cells = 0;
-  for (int64_t i = group.begin; i < group.end && cells < map.height * map.width; ++i) {
+  const int64_t all = map.depth * map.height * map.width;
+  if (work.call.rank == 3 && all > kVolume / kBlockBytes) return Access::windows;
+  for (int64_t i = group.begin; i < group.end && cells < all; ++i) {
     const Box<A>& box = plan.boxes[static_cast<size_t>(i)];
-    cells += sensitive ? cost_of_a_bin(work, box, map) : touched_cells(box);
+    cells += sensitive ? cost_of_a_bin(work, box, map) : touched_cells(box) * (box.z ? box.z->touched : 1);
   }
-  return cells < map.height * map.width ? Access::windows : Access::whole;
+  return cells < all ? Access::windows : Access::whole;
 }
 
 // Cuts [0, count) in `parts` nearly equal ranges.
@@ -171,7 +195,7 @@ void add_reading_pieces(const Work<A>& work, const Plan<A>& plan, int64_t ranges
     piece.input = image_map(work.call.levels[group.level], group.image, work.call.dtype);
     piece.access = access_of(work, plan, group, piece.input);
     const bool whole = piece.access == Access::whole;
-    const int64_t cells = whole ? piece.input.height * piece.input.width : plan.most_cells;
+    const int64_t cells = whole ? work.call.levels[group.level].cells() : work.windows() * plan.most_cells;
     sizes.block = std::max(sizes.block, block_bytes(cells));
     const int64_t count = group.end - group.begin;
     int64_t channel_cuts = ranges, box_cuts = 1;
@@ -205,7 +229,7 @@ void run_forward(const Call& call) {
     std::vector<Piece> pieces;
     Sizes sizes = work.sizes(plan);
     add_reading_pieces(work, plan, work.blocks, nullptr, pieces, sizes);
-    work.run(pieces, directions(call.kind).forward, sizes);
+    work.run(pieces, directions(call).forward, sizes);
   }
 }
 
@@ -214,15 +238,16 @@ template <class A>
 void add_to_input(const Work<A>& work, const Plan<A>& plan, const Level* grads, bool exists) {
   const Call& call = work.call;
   Sizes sizes = work.sizes(plan);
-  if (info(call.kind).takes_maximum) sizes.second = block_bytes(plan.most_cells);
+  if (info(call.kind).takes_maximum) sizes.second = block_bytes(work.windows() * plan.most_cells);
   const auto busy = static_cast<int64_t>(plan.groups.size()) * work.blocks;
   std::vector<Piece> pieces;
   size_t next_group = 0;
   for (int64_t l = 0; l < call.level_count; ++l) {
     const Level& grad = grads[l];
-    if (grad.height * grad.width == 0) continue;
-    if (!exists)
-      expect_large(grad.data, grad.images * grad.channels * grad.height * grad.width * item_size(call.dtype));
+    if (grad.cells() == 0) continue;
+    if (!exists) expect_large(grad.data, grad.images * grad.channels * grad.cells() * item_size(call.dtype));
+    const int64_t rows = call.rank == 3 ? grad.depth : grad.height;
+    const int64_t row_cells = grad.cells() / rows;
     for (int64_t image = 0; image < grad.images; ++image) {
       Piece piece{};
       piece.add = exists;
@@ -237,27 +262,30 @@ void add_to_input(const Work<A>& work, const Plan<A>& plan, const Level* grads, 
       if (exists && !piece.box_count) continue;
       // Few channels: rows of the map go to different threads. Every sum stays in the order of the boxes.
       int64_t bands = std::clamp<int64_t>(piece.box_count ? work.threads * 4 / std::max<int64_t>(busy, 1) : 1, 1,
-                                          ceil_div(grad.height, 8));
-      int64_t step = 1;  // blocks of a piece
+                                          ceil_div(rows, 8));
+      int64_t step = 1;    // blocks of a piece
+      if (call.rank == 3)  // a band of slices stays in the cache, unless each band must find the maxima again
+        bands = std::clamp(ceil_div(block_bytes(grad.cells()), info(call.kind).takes_maximum ? kVolume : kSlices),
+                           bands, rows);
       if (info(call.kind).sensitive) {
         // Where channels are adjacent the blocks of a cell share lines of the cache: all of a band go together.
         const bool adjacent = grad.stride[1] == 1 && grad.channels > 1;
         if (adjacent) step = work.blocks;
         const int64_t cell = adjacent ? grad.channels * item_size(call.dtype) : kBlockBytes;
-        bands = std::clamp(ceil_div(grad.height * grad.width * cell, kBand), bands, grad.height);
+        bands = std::clamp(ceil_div(grad.cells() * cell, kBand), bands, rows);
       }
       for (int64_t block = 0; block < work.blocks; block += step)
         for (int64_t band = 0; band < bands; ++band) {
           piece.channel = block * work.lanes;
           piece.channel_end = std::min(piece.channel + step * work.lanes, work.channel_end);
-          piece.row = cut(grad.height, bands, band);
-          piece.row_end = cut(grad.height, bands, band + 1);
-          sizes.block = std::max(sizes.block, block_bytes((piece.row_end - piece.row) * grad.width));
+          piece.row = cut(rows, bands, band);
+          piece.row_end = cut(rows, bands, band + 1);
+          sizes.block = std::max(sizes.block, block_bytes((piece.row_end - piece.row) * row_cells));
           pieces.push_back(piece);
         }
     }
   }
-  work.run(pieces, directions(call.kind).backward_input, sizes);
+  work.run(pieces, directions(call).backward_input, sizes);
 }
 
 template <class A>
@@ -274,7 +302,7 @@ void run_backward_input(const Call& call, const Level* grads) {
 
 template <class A, class T>
 void run_backward_boxes(const Call& call, T* grad_rois) {
-  std::memset(grad_rois, 0, static_cast<size_t>(call.boxes) * 5 * sizeof(T));
+  std::memset(grad_rois, 0, static_cast<size_t>(call.boxes * call.roi_size()) * sizeof(T));
   const Work<A> work(call);
   if (info(call.kind).whole_cells || !work.blocks) return;
   const int64_t parts = std::min(kParts, work.blocks);
@@ -285,20 +313,20 @@ void run_backward_boxes(const Call& call, T* grad_rois) {
     std::vector<BoxGrad> sums(static_cast<size_t>(parts) * count);
     std::vector<Piece> pieces;
     Sizes sizes = work.sizes(plan);
-    sizes.second = block_bytes(plan.most_cells);
+    sizes.second = block_bytes(work.windows() * plan.most_cells);
     add_reading_pieces(work, plan, parts, sums.data(), pieces, sizes);
-    work.run(pieces, directions(call.kind).backward_boxes, sizes);
+    work.run(pieces, directions(call).backward_boxes, sizes);
     for (size_t i = 0; i < count; ++i) {
-      T* to = grad_rois + 5 * plan.boxes[i].row;
-      BoxGrad total{};
-      for (size_t part = 0; part < static_cast<size_t>(parts); ++part) {
-        const BoxGrad& sum = sums[part * count + i];
-        total = {total.x1 + sum.x1, total.y1 + sum.y1, total.x2 + sum.x2, total.y2 + sum.y2};
-      }
-      to[1] = static_cast<T>(total.x1);
-      to[2] = static_cast<T>(total.y1);
-      to[3] = static_cast<T>(total.x2);
-      to[4] = static_cast<T>(total.y2);
+      T* lower = grad_rois + call.roi_size() * plan.boxes[i].row + 1;
+      constexpr double BoxGrad::* edges[2][3] = {{&BoxGrad::x1, &BoxGrad::y1, &BoxGrad::z1},
+                                                 {&BoxGrad::x2, &BoxGrad::y2, &BoxGrad::z2}};
+      for (int side = 0; side < 2; ++side)
+        for (int axis = 0; axis < call.rank; ++axis) {
+          double total = 0;
+          for (size_t part = 0; part < static_cast<size_t>(parts); ++part)
+            total += sums[part * count + i].*edges[side][axis];
+          lower[side * call.rank + axis] = static_cast<T>(total);
+        }
     }
   }
 }
@@ -314,9 +342,8 @@ int64_t forward(const Call& call) {
 
 int64_t backward_input(const Call& call, const Level* grads) {
   const int64_t bad = first_bad_row(call);
-  const bool any = std::any_of(grads, grads + call.level_count, [](const Level& grad) {
-    return grad.images && grad.channels && grad.height && grad.width;
-  });
+  const bool any = std::any_of(grads, grads + call.level_count,
+                               [](const Level& grad) { return grad.images && grad.channels && grad.cells(); });
   if (bad >= 0 || !any) return bad;
   call.dtype == DType::float64 ? run_backward_input<double>(call, grads) : run_backward_input<float>(call, grads);
   return -1;

@@ -29,30 +29,35 @@ inline constexpr DTypeInfo kDTypes[] = {
     {"float32", 4}, {"float64", 8}, {"float16", 2}, {"bfloat16", 2}, {"int64", 8}};  // by DType
 inline constexpr int kMapDTypes = 4;  // the first ones are those of maps; a box's level alone is int64
 
-// One feature map of the pyramid, [images, channels, height, width] with any non-negative strides.
+// One feature map of the pyramid, [images, channels, depth, height, width] with any non-negative strides. Axes that
+// maps of a lower rank lack have one cell.
 struct Level {
   char* data = nullptr;
-  int64_t images = 0, channels = 0, height = 0, width = 0;
-  int64_t stride[4] = {0, 0, 0, 0};
-  double scale_y = 1, scale_x = 1;
+  int64_t images = 0, channels = 0, depth = 1, height = 1, width = 0;
+  int64_t stride[5] = {0, 0, 0, 0, 0};
+  double scale_z = 1, scale_y = 1, scale_x = 1;
+
+  int64_t cells() const { return depth * height * width; }
 };
 
 // Everything the three directions share.
 struct Call {
   Kind kind = Kind::avg;
   DType dtype = DType::float32;
+  int rank = 2;  // axes of a map: x; y and x; z, y and x
   const Level* levels = nullptr;
   int64_t level_count = 0;
-  const void* rois = nullptr;  // [boxes, 5]: image, x1, y1, x2, y2
+  const void* rois = nullptr;  // [boxes, roi_size()]: image, lower corner, upper corner, x first
   bool rois_f64 = false;
   int64_t boxes = 0;
   const int64_t* level_of_box = nullptr;  // null: every box is on level 0
-  int32_t pooled_h = 0, pooled_w = 0;
+  int32_t pooled_d = 1, pooled_h = 1, pooled_w = 0;
   int64_t sampling_ratio = 0;
   bool aligned = false;
-  char* pooled = nullptr;  // [boxes, channels, pooled_h, pooled_w]: the output, or its gradient
+  char* pooled = nullptr;  // [boxes, channels, pooled_d, pooled_h, pooled_w]: the output, or its gradient
   bool pooled_channels_last = false;
 
+  int64_t roi_size() const { return 1 + 2 * int64_t{rank}; }
   // Channels of the map for one of the output.
   int64_t group() const { return info(kind).sensitive ? int64_t{pooled_h} * pooled_w : 1; }
 };
@@ -62,7 +67,7 @@ struct Call {
 int64_t forward(const Call& call);
 // `grads` mirrors call.levels and is overwritten everywhere. The inputs are read only by the max kinds.
 int64_t backward_input(const Call& call, const Level* grads);
-// `grad_rois` is [boxes, 5] in the type of the rois.
+// `grad_rois` is [boxes, roi_size()] in the type of the rois.
 int64_t backward_boxes(const Call& call, void* grad_rois);
 
 }  // namespace roialign

@@ -17,7 +17,7 @@ int64_t bad_row(const Call& call) {
   for (int64_t k = 0; k < call.boxes; ++k) {
     const int64_t level = call.level_of_box ? call.level_of_box[k] : 0;
     if (level < 0 || level >= call.level_count) return k;
-    const auto image = static_cast<double>(rois[5 * k]);
+    const auto image = static_cast<double>(rois[call.roi_size() * k]);
     // Written so that NaN fails too.
     if (!(image >= 0 && image < static_cast<double>(call.levels[level].images) && image == std::floor(image))) return k;
   }
@@ -25,8 +25,9 @@ int64_t bad_row(const Call& call) {
 }
 
 int64_t image_of(const Call& call, int64_t row) {
-  return call.rois_f64 ? static_cast<int64_t>(static_cast<const double*>(call.rois)[5 * row])
-                       : static_cast<int64_t>(static_cast<const float*>(call.rois)[5 * row]);
+  const int64_t at = call.roi_size() * row;
+  return call.rois_f64 ? static_cast<int64_t>(static_cast<const double*>(call.rois)[at])
+                       : static_cast<int64_t>(static_cast<const float*>(call.rois)[at]);
 }
 
 }  // namespace
@@ -82,8 +83,10 @@ Plan<A>::Plan(const Call& call, const Grouping& grouping, int64_t begin, int64_t
   for (const Group& group : groups) {
     if (group.end - group.begin < 2) continue;
     order.clear();
-    for (auto i = static_cast<size_t>(group.begin); i < static_cast<size_t>(group.end); ++i)
-      order.emplace_back(boxes[i].y.touched ? boxes[i].y.cell[0] : 0, i);
+    for (auto i = static_cast<size_t>(group.begin); i < static_cast<size_t>(group.end); ++i) {
+      const Axis<A>& slowest = boxes[i].z ? *boxes[i].z : boxes[i].y;
+      order.emplace_back(slowest.touched ? slowest.cell[0] : 0, i);
+    }
     std::sort(order.begin(), order.end());
     sorted.clear();
     for (const auto& entry : order) sorted.push_back(boxes[entry.second]);

@@ -25,13 +25,14 @@ struct Grouping {
   explicit Grouping(const Call& call);
 };
 
+// Of one slice where the map is a volume.
 template <class A>
 int64_t touched_cells(const Box<A>& box) {
   return int64_t{box.y.touched} * box.x.touched;
 }
 
 // The tables of the boxes at places [begin, end) of a grouping. Within a group the boxes are ordered by their first
-// touched row, then by their row in the rois: an order that depends on nothing but the boxes.
+// touched row (slice of a volume), then by their row in the rois: an order that depends on nothing but the boxes.
 template <class A>
 class Plan {
  public:

@@ -271,6 +271,14 @@ void sample_taps(Taps& taps, const Samples<T>& axis) {
   }
 }
 
+// An axis that the map does not have, as one of a single cell in a single bin.
+inline void one_cell(Taps& taps, bool grouped, bool derivative) {
+  taps.start(derivative, 0);
+  taps.add(0, 1, 0, 0);
+  taps.end_row();
+  if (grouped) taps.group = {0, 1};
+}
+
 // Precise RoI pooling: the mean over the bin of the interpolated map, which is zero outside. The bin is cut at the
 // cells' centres; a piece acts as one sample at its middle that weighs its share of the bin, which is exact and stays
 // so for the longest and the shortest bin, derivative included. False if not finite.

@@ -184,19 +184,34 @@ bool axis_taps(Taps& taps, const Call& call, T lo, T hi, double scale, int32_t b
 
 template <class A, class T>
 void build(const Call& call, Wanted wanted, Box<A>* boxes, int64_t count, Arena& arena) {
-  Taps taps_y, taps_x;
+  Taps taps_z, taps_y, taps_x;
   Compactor<A> compactor(arena);
+  Axis<A> row;  // of a map that has no other
+  if (call.rank == 1) {
+    one_cell(taps_y, call.kind == Kind::max, wanted.derivative);
+    compactor.compact(taps_y, call, wanted, false, row);
+  }
   for (int64_t i = 0; i < count; ++i) {
     Box<A>& box = boxes[i];
-    const T* roi = static_cast<const T*>(call.rois) + 5 * box.row;
+    const T* lower = static_cast<const T*>(call.rois) + call.roi_size() * box.row + 1;  // x first
+    const T* upper = lower + call.rank;
     const Level& level = call.levels[call.level_of_box ? call.level_of_box[box.row] : 0];
-    const bool y =
-        axis_taps<A>(taps_y, call, roi[2], roi[4], level.scale_y, call.pooled_h, level.height, wanted.derivative);
-    const bool x =
-        axis_taps<A>(taps_x, call, roi[1], roi[3], level.scale_x, call.pooled_w, level.width, wanted.derivative);
-    box.finite = y && x;
+    auto taps = [&](Taps& to, int axis, double scale, int32_t bins, int64_t length) {
+      return axis_taps<A>(to, call, lower[axis], upper[axis], scale, bins, length, wanted.derivative);
+    };
+    box.finite = taps(taps_x, 0, level.scale_x, call.pooled_w, level.width) &&
+                 (call.rank < 2 || taps(taps_y, 1, level.scale_y, call.pooled_h, level.height)) &&
+                 (call.rank < 3 || taps(taps_z, 2, level.scale_z, call.pooled_d, level.depth));
     if (!box.finite) continue;
-    compactor.compact(taps_y, call, wanted, false, box.y);
+    if (call.rank == 3) {
+      auto* z = arena.take<Axis<A>>(1);
+      compactor.compact(taps_z, call, {true, wanted.derivative}, false, *z);
+      box.z = z;
+    }
+    if (call.rank == 1)
+      box.y = row;
+    else
+      compactor.compact(taps_y, call, wanted, false, box.y);
     compactor.compact(taps_x, call, wanted, true, box.x);
   }
 }

@@ -38,9 +38,10 @@ struct Axis {
 
 template <class A>
 struct Box {
-  Axis<A> y, x;
-  int64_t row = 0;      // in rois and in the pooled tensor
-  bool finite = false;  // otherwise the answer is NaN and the axes are empty
+  Axis<A> y, x;                // y: of the map's one row where it has one axis alone
+  const Axis<A>* z = nullptr;  // of a volume; its matrix always has a transpose, as slices are taken one by one
+  int64_t row = 0;             // in rois and in the pooled tensor
+  bool finite = false;         // otherwise the answer is NaN and the axes are empty
 };
 
 // What the tables must hold besides the bins.

@@ -2,77 +2,10 @@
 //
 // A piece owns its channels of its rows of the map, and adds boxes in one fixed order: no atomics, and the same bits
 // however the work is cut.
-#include "kernels/contract-inl.h"
+#include "kernels/gradients-inl.h"
 #include "kernels/winners-inl.h"
 
 namespace roialign::ROI_SET {
-
-// The bins [first, last) among those in row `r` of a transposed matrix, which lists them in increasing order.
-template <class A>
-static ROI_INLINE void bins_between(const Matrix<A>& cells, int32_t r, int32_t first, int32_t last, int32_t& from,
-                                    int32_t& to) {
-  from = cells.begin[r];
-  to = cells.begin[r + 1];
-  while (from < to && cells.index[from] < first) ++from;
-  while (from < to && cells.index[to - 1] >= last) --to;
-}
-
-template <class A, int N>
-static ROI_INLINE void add_rows_fixed(const A* const* row, const A* weight, int64_t count, A* to) {
-  Lanes<A> w[N];  // in registers, as in sum_rows_fixed
-  for (int t = 0; t < N; ++t) w[t] = Lanes<A>::fill(weight[t]);
-  for (int64_t i = 0; i < count; ++i) {
-    Lanes<A> sum = Lanes<A>::load(to + i * kLanes<A>);
-    for (int t = 0; t < N; ++t) sum.add_product(w[t], Lanes<A>::load(row[t] + i * kLanes<A>));
-    sum.store(to + i * kLanes<A>);
-  }
-}
-
-// to[i] += sum over t of weight[t] * rows[index[t]][i]
-template <class A>
-static ROI_INLINE void add_rows(const A* rows, int64_t stride, const int32_t* index, const A* weight, int32_t taps,
-                                int64_t count, A* to) {
-  while (taps > 0) {
-    const int32_t some = taps < 4 ? taps : 4;
-    const A* row[4];
-    for (int32_t t = 0; t < some; ++t) row[t] = rows + index[t] * stride;
-    if (some == 1) add_rows_fixed<A, 1>(row, weight, count, to);
-    if (some == 2) add_rows_fixed<A, 2>(row, weight, count, to);
-    if (some == 3) add_rows_fixed<A, 3>(row, weight, count, to);
-    if (some == 4) add_rows_fixed<A, 4>(row, weight, count, to);
-    taps -= some;
-    index += some;
-    weight += some;
-  }
-}
-
-// Where the gradient of one channel block is accumulated: pixel (y, x) of the map lies at
-// base + ((y - row) * width + x) * kLanes.
-template <class A>
-struct Sum {
-  A* base;
-  int64_t row, row_end, width;
-  ROI_INLINE A* at(int64_t y, int64_t x) const { return base + ((y - row) * width + x) * kLanes<A>; }
-};
-
-template <class A>
-static void mean_back(const KernelArgs& args, const Box<A>& box, int32_t first, int32_t rows, const A* tile,
-                      const Sum<A>& sum) {
-  auto* strips = reinterpret_cast<A*>(args.space.strips);
-  const int64_t strip = int64_t{box.x.touched} * kLanes<A>;
-  spread_columns(box.x, args.pooled.width, tile, rows, strips);
-  for (int32_t i = 0; i < box.y.touched; ++i) {
-    const int64_t y = box.y.cell[i];
-    if (y < sum.row || y >= sum.row_end) continue;
-    int32_t from, to;
-    bins_between(box.y.cells, i, first, first + rows, from, to);
-    for (int32_t r = 0; r < box.x.runs; ++r) {
-      const Run& run = box.x.run[r];
-      add_rows(strips + int64_t{run.at} * kLanes<A> - first * strip, strip, box.y.cells.index + from,
-               box.y.cells.weight + from, to - from, run.count, sum.at(y, run.cell));
-    }
-  }
-}
 
 template <class A>
 static void max_back(const KernelArgs& args, const View<A>& view, const Box<A>& box, int lanes, int32_t first,

@@ -63,12 +63,13 @@ static ROI_INLINE bool streams_blocks(const Pooled& pooled, const S* to) {
          pooled.channels % kLanes<A> == 0;
 }
 
-// Writes the pooled rows [first, first + rows) of box `row` and one channel block.
+// Writes the pooled rows [first, first + rows) of box `row` and one channel block. Those of a volume are counted
+// through its pooled slices.
 template <class S, class A>
 static void emit(const KernelArgs& args, int64_t row, int64_t channel, int lanes, int64_t first, int64_t rows,
                  const A* tile) {
   const Pooled& pooled = args.pooled;
-  const int64_t size = int64_t{pooled.height} * pooled.width, pixels = rows * pooled.width;
+  const int64_t size = pooled.size, pixels = rows * pooled.width;
   first *= pooled.width;
   S* to = reinterpret_cast<S*>(pooled.data) + row * pooled.channels * size;
   if (pooled.channels_last) {
@@ -101,7 +102,7 @@ template <class S, class A>
 static void fetch(const KernelArgs& args, int64_t row, int64_t channel, int lanes, int64_t first, int64_t rows,
                   A* tile) {
   const Pooled& pooled = args.pooled;
-  const int64_t size = int64_t{pooled.height} * pooled.width, pixels = rows * pooled.width;
+  const int64_t size = pooled.size, pixels = rows * pooled.width;
   first *= pooled.width;
   const S* from = reinterpret_cast<const S*>(pooled.data) + row * pooled.channels * size;
   if (!pooled.channels_last) return pack_planes(from + channel * size + first, size, lanes, pixels, tile);
@@ -114,7 +115,7 @@ static void fetch(const KernelArgs& args, int64_t row, int64_t channel, int lane
 template <class S>
 static ROI_INLINE void fetch_ahead(const KernelArgs& args, int64_t row, int64_t channel, int lanes) {
   const Pooled& pooled = args.pooled;
-  const int64_t size = int64_t{pooled.height} * pooled.width;
+  const int64_t size = pooled.size;
   if (size > kTilePixels || pooled.channels_last) return;
   const char* from = pooled.data + (row * pooled.channels + channel) * size * static_cast<int64_t>(sizeof(S));
   for (int64_t i = 0; i < lanes * size * static_cast<int64_t>(sizeof(S)); i += kLineBytes)

@@ -17,29 +17,29 @@ inline constexpr int kLanes = static_cast<int>(kBlockBytes / sizeof(A));  // cha
 // One image of one level; strides in elements.
 struct Map {
   char* data;
-  int64_t channel_stride, row_stride, pixel_stride;
-  int64_t height, width;
+  int64_t channel_stride, slice_stride, row_stride, pixel_stride;
+  int64_t depth, height, width;
 };
 
-// [boxes, channels, height, width] of one pooled tensor, the output or its gradient.
+// [boxes, channels, depth, height, width] of one pooled tensor, the output or its gradient.
 struct Pooled {
   char* data;
-  int64_t channels;
-  int32_t height, width;
+  int64_t channels, size;  // size: bins of a box
+  int32_t depth, height, width;
   bool channels_last;
   bool stream;  // write around the cache: the tensor is far larger than it
 };
 
 // How a kernel reads the map.
 enum class Access : int {
-  whole,    // pack all rows of a channel block, once, ahead of the boxes
+  whole,    // pack all rows (slices of a volume) of a channel block, once, ahead of the boxes
   windows,  // pack only the cells one box touches
   direct,   // channels are adjacent already: read in place
 };
 
 // The gradient to the edges of one box, in pixels.
 struct BoxGrad {
-  double x1, y1, x2, y2;
+  double x1, y1, x2, y2, z1 = 0, z2 = 0;
 };
 
 // One unit of work: some boxes of one image, some of its channels.
@@ -49,7 +49,7 @@ struct Piece {
   const void* boxes;  // const Box<A>*, ordered by first touched row
   int64_t box_count;
   int64_t channel, channel_end;  // sensitive kinds: counted through all bins, in whole blocks
-  int64_t row, row_end;          // backward to the input: only these rows of the map
+  int64_t row, row_end;          // backward to the input: only these rows of the map, or slices of the volume
   bool add;                      // backward to the input: to what is in `grad` already
   BoxGrad* box_grad;             // backward to the boxes: [box_count], added to
 };
@@ -57,6 +57,11 @@ struct Piece {
 // The first greatest sample of one bin, lane by lane; NaN wins. -1: the bin is empty.
 struct Winners {
   int32_t y[kLanes<float>], x[kLanes<float>];
+};
+
+// The same in a volume.
+struct Place {
+  int32_t z[kLanes<float>], y[kLanes<float>], x[kLanes<float>];
 };
 
 // What one worker needs beside the maps: where each part lies (T = char*), or how many bytes it has (T = int64_t).
@@ -68,13 +73,19 @@ struct Parts {
   T more_strips;  // as many again as `tile_rows`, for the gradient to the boxes
   T best;         // of one row of bins, where a maximum is taken again: the greatest values so far
   T winners;      // and where they lie, one Winners for each bin
-  T tile;         // `tile_rows` of one box and one channel block, pixel by pixel; or one pixel of `kDirectBlocks`
-  T stage;        // a tile channel by channel, from any place within a cache line on
+  T tile;    // `tile_rows` of one box and one channel block, of a volume in `tile_depth` slices, pixel by pixel; or
+             // one pixel of `kDirectBlocks`
+  T stage;   // a tile channel by channel, from any place within a cache line on
+  T slice;   // a volume: what becomes of one slice, three tiles of `tile_rows`
+  T plane;   // a volume: what its slices come to at one depth, for the cells that a box touches in a slice
+  T places;  // a volume: where the maxima of one row of depth bins lie, one Place for each bin
 };
 using Workspace = Parts<char*>;
 
 // Pooled rows handled together have about so many bins: their tile stays in the first-level cache.
 inline constexpr int32_t kTilePixels = 512;
+// The same of a volume, in the second-level cache: every further tile contracts slices again.
+inline constexpr int32_t kTileVoxels = 4096;
 // Adjacent channel blocks contracted together at most: the pixels of a wide map share few cache sets, so each is read a
 // piece at a time.
 inline constexpr int64_t kDirectBlocks = 16;
@@ -82,7 +93,8 @@ inline constexpr int64_t kDirectBlocks = 16;
 struct KernelArgs {
   Kind kind;
   Pooled pooled;
-  int32_t tile_rows;  // pooled rows handled together, which the workspace is made for
+  int32_t tile_rows;       // pooled rows handled together, which the workspace is made for
+  int32_t tile_depth = 1;  // in so many pooled slices
   Workspace space;
 };
 
@@ -94,8 +106,8 @@ struct Directions {
 
 struct KernelSet {
   const char* name;
-  Directions common, sensitive;  // sensitive: where each bin has channels of its own
-  void (*finish)();              // makes streamed stores visible; each worker calls it last
+  Directions common, sensitive, volume;  // sensitive: where each bin has channels of its own
+  void (*finish)();                      // makes streamed stores visible; each worker calls it last
 };
 
 extern const KernelSet kernels_baseline, kernels_avx2, kernels_avx512;  // those of them that are built

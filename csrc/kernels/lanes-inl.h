@@ -174,6 +174,8 @@ struct BFloat {
 extern const Kernel forward_kernels[kMapDTypes], backward_input_kernels[kMapDTypes], backward_boxes_kernels[kMapDTypes];
 extern const Kernel sensitive_forward_kernels[kMapDTypes], sensitive_backward_kernels[kMapDTypes],
     sensitive_box_grad_kernels[kMapDTypes];
+extern const Kernel volume_forward_kernels[kMapDTypes], volume_backward_kernels[kMapDTypes],
+    volume_box_grad_kernels[kMapDTypes];
 
 template <class S>
 struct AccumulatorOf {

@@ -36,7 +36,7 @@ struct PooledBin {
 
   PooledBin(const KernelArgs& args, int64_t row, const Block& block) {
     const Pooled& pooled = args.pooled;
-    const int64_t size = int64_t{pooled.height} * pooled.width, bin = int64_t{block.p} * pooled.width + block.q;
+    const int64_t size = pooled.size, bin = int64_t{block.p} * pooled.width + block.q;
     step = pooled.channels_last ? 1 : size;
     data = reinterpret_cast<S*>(pooled.data) + row * pooled.channels * size + block.channel * step +
            bin * (pooled.channels_last ? pooled.channels : 1);
