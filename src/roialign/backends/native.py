@@ -17,11 +17,9 @@ import torch
 from torch import Tensor
 
 from ..boxes import raise_bad_index
-from ..spec import MAPS, PLANAR, Call, Pooling, check_kind
+from ..spec import RANKS, Call, Pooling, check_kind
 from . import operator
 from .memory import check_memory, is_channels_last
-
-RANKS = PLANAR  # of maps that the core has kernels for
 
 try:
     from .. import _core
@@ -68,8 +66,6 @@ def why_not(call: Call) -> str:
         return f"the core runs on a CPU; the input is on {input.device}"
     if call.spec.kind not in KINDS:
         return f"the core has no kernel of kind {call.spec.kind!r}"
-    if len(call.spec.output_size) not in RANKS:
-        return f"the core has no kernels for maps {MAPS[call.spec.rank]}"
     return ""
 
 
