@@ -87,10 +87,10 @@ def test_limits_when_torchvision_is_accelerated() -> None:
 def test_the_least_and_the_most_of_each_number() -> None:
     for size in (1, 2**24, (1, 2**24), [2**24, 1]):
         expected = (size, size) if isinstance(size, int) else tuple(size)
-        assert spec.check_output_size(size) == expected
+        assert spec.check_output_size(size, 2) == expected
     for size in (0, -1, 2**24 + 1, (0, 2), (2, 0), (2**24 + 1, 2), (2, 2**24 + 1), (2,), (2, 2, 2)):
         with pytest.raises(ValueError, match="output_size: got"):
-            spec.check_output_size(size)
+            spec.check_output_size(size, 2)
     most = 2**63 - 1
     for ratio, expected in (
         (most, most),
@@ -107,10 +107,10 @@ def test_the_least_and_the_most_of_each_number() -> None:
             spec.check_sampling_ratio(ratio)
     tiny, large = 5e-324, 1.7e308
     for scale in (tiny, large, (tiny, large), [1, large]):
-        assert spec.check_scale(scale) == (tuple(scale) if isinstance(scale, tuple | list) else (scale, scale))
+        assert spec.check_scale(scale, 2) == (tuple(scale) if isinstance(scale, tuple | list) else (scale, scale))
     for scale in (0.0, -1.0, np.inf, np.nan, (0, 1), (1, 0), (np.inf, 1), (1, np.inf), (-1, 1), (1, -1), (1,), 10**400):
         with pytest.raises(ValueError, match="spatial_scale: got"):
-            spec.check_scale(scale)
+            spec.check_scale(scale, 2)
 
 
 def test_a_pooling_is_adaptive_and_not_aligned_unless_it_says_so() -> None:

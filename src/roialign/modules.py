@@ -66,10 +66,12 @@ class RoIAlign(nn.Module):
 class _SimplePool(nn.Module):
     """What the operators without options share."""
 
+    rank = 0  # of the maps; 0 is any
+
     def __init__(self, output_size: OutputSize, spatial_scale: SpatialScale) -> None:
         super().__init__()
-        self.output_size = kept_output_size(output_size)
-        self.spatial_scale = kept_scale(spatial_scale)
+        self.output_size = kept_output_size(output_size, self.rank)
+        self.spatial_scale = kept_scale(spatial_scale, self.rank)
 
     def extra_repr(self) -> str:
         """Arguments, for ``repr``."""
@@ -95,6 +97,8 @@ class RoIPool(_SimplePool):
 class PSRoIAlign(_SimplePool):
     """Position-sensitive RoIAlign with fixed arguments; see :func:`roialign.ps_roi_align`."""
 
+    rank = 2
+
     def __init__(self, output_size: OutputSize, spatial_scale: SpatialScale, sampling_ratio: int) -> None:
         super().__init__(output_size, spatial_scale)
         self.sampling_ratio = check_sampling_ratio(sampling_ratio)
@@ -110,6 +114,8 @@ class PSRoIAlign(_SimplePool):
 
 class PSRoIPool(_SimplePool):
     """Position-sensitive RoI pooling with fixed arguments; see :func:`roialign.ps_roi_pool`."""
+
+    rank = 2
 
     def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
         """Pool ``input`` ``[N, C, H, W]`` under ``rois``; returns ``[K, C / (height * width), height, width]``."""

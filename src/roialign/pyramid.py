@@ -77,7 +77,12 @@ class MultiScaleRoIAlign(_Base):  # type: ignore[misc]
         self.operator = operator
         self.kind = check_operator(operator, mode)
 
-    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+    def forward(
+        self,
+        x: dict[str, Tensor],
+        boxes: list[Tensor],
+        image_shapes: list[tuple[int, int]] | list[tuple[int, int, int]] | list[tuple[int]],
+    ) -> Tensor:
         """Pool each box from its level.
 
         Args:

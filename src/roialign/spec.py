@@ -86,6 +86,8 @@ class Pooling(NamedTuple):
 
     def pooled_channels(self, channels: int) -> int:
         """Channels of the output of a map that has so many."""
+        if not KINDS[check_kind(self.kind)].sensitive:
+            return channels
         group = self.group
         if group < 1 or channels % group:
             raise ValueError(
@@ -120,6 +122,10 @@ def check_output_size(output_size: OutputSize, rank: int) -> tuple[int, ...]:
     # The usual cases come first here and below: a tiny call costs little more than these.
     if type(output_size) is int and 0 < output_size <= MOST_BINS:
         return (output_size,) * rank
+    if type(output_size) is tuple and [*map(type, output_size)] == [int] * rank:
+        least, most = min(output_size), max(output_size)
+        if least > 0 and most <= MOST_BINS:
+            return output_size
     size = kept_output_size(output_size, rank)
     return size if isinstance(size, tuple) else (size,) * rank
 

@@ -238,7 +238,7 @@ def make_output(features: list[Tensor], rois: Tensor, spec: Pooling) -> Tensor:
         raise none_given("rois" if rois is None else "features[0]")
     output_size, rank = spec.output_size, len(spec.output_size)
     ranks = KINDS[check_kind(spec.kind)].ranks
-    if rank not in ranks or not all(0 < bins <= MOST_BINS for bins in output_size):
+    if rank not in ranks or min(output_size) < 1 or max(output_size) > MOST_BINS:
         forms = " or ".join(SIZES[each] for each in ranks)
         raise ValueError(f"output_size: got {output_size}; expected {forms}, each from 1 to 2**24")
     if first.dim() != rank + 2:

@@ -6,17 +6,29 @@ backends and has the same gradients. A saved one is loaded where roialign was im
 """
 
 # No annotations from __future__: TorchScript reads them as they stand.
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
-from torch._jit_internal import BroadcastingList2  # type: ignore[attr-defined]
 
 from .. import functional, levels
 
+if TYPE_CHECKING:
+    T = TypeVar("T")
+    BroadcastingList1: TypeAlias = T | list[T]
+else:  # TorchScript knows it by this name
+    from torch._jit_internal import BroadcastingList1
+
 _ONE = "Tensor input, Tensor[] boxes, bool listed, SymInt[] output_size, float[] spatial_scale"
-_PYRAMID = "Tensor[] features, str[] names, Tensor[] boxes, SymInt[] heights, SymInt[] widths, str[] featmap_names"
+_PYRAMID = "Tensor[] features, str[] names, Tensor[] boxes, SymInt[] image_shapes, str[] featmap_names"
+
+
+# TorchScript makes a list of one of a single number, whose place along each axis only the function knows.
+
+
+def _numbers(given: Sequence[Any]) -> Any:
+    return given[0] if len(given) == 1 else given
 
 
 def _as_list(boxes: Tensor | list[Tensor]) -> list[Tensor]:
@@ -28,8 +40,8 @@ def _as_list(boxes: Tensor | list[Tensor]) -> list[Tensor]:
 def _roi_align(
     input: Tensor,
     boxes: Tensor | list[Tensor],
-    output_size: BroadcastingList2[int],
-    spatial_scale: BroadcastingList2[float] = 1.0,
+    output_size: BroadcastingList1[int],
+    spatial_scale: BroadcastingList1[float] = 1.0,
     sampling_ratio: int = -1,
     aligned: bool = False,
     mode: str = "avg",
@@ -44,8 +56,8 @@ def _roi_align(
 def _prroi_pool(
     input: Tensor,
     boxes: Tensor | list[Tensor],
-    output_size: BroadcastingList2[int],
-    spatial_scale: BroadcastingList2[float] = 1.0,
+    output_size: BroadcastingList1[int],
+    spatial_scale: BroadcastingList1[float] = 1.0,
 ) -> Tensor:
     listed = not isinstance(boxes, Tensor)
     pooled: Tensor = torch.ops.roialign.prroi_pool(input, _as_list(boxes), listed, output_size, spatial_scale)
@@ -55,8 +67,8 @@ def _prroi_pool(
 def _roi_pool(
     input: Tensor,
     boxes: Tensor | list[Tensor],
-    output_size: BroadcastingList2[int],
-    spatial_scale: BroadcastingList2[float] = 1.0,
+    output_size: BroadcastingList1[int],
+    spatial_scale: BroadcastingList1[float] = 1.0,
 ) -> Tensor:
     listed = not isinstance(boxes, Tensor)
     pooled: Tensor = torch.ops.roialign.roi_pool(input, _as_list(boxes), listed, output_size, spatial_scale)
@@ -66,8 +78,8 @@ def _roi_pool(
 def _ps_roi_align(
     input: Tensor,
     boxes: Tensor | list[Tensor],
-    output_size: BroadcastingList2[int],
-    spatial_scale: BroadcastingList2[float] = 1.0,
+    output_size: BroadcastingList1[int],
+    spatial_scale: BroadcastingList1[float] = 1.0,
     sampling_ratio: int = -1,
 ) -> Tensor:
     listed = not isinstance(boxes, Tensor)
@@ -80,20 +92,34 @@ def _ps_roi_align(
 def _ps_roi_pool(
     input: Tensor,
     boxes: Tensor | list[Tensor],
-    output_size: BroadcastingList2[int],
-    spatial_scale: BroadcastingList2[float] = 1.0,
+    output_size: BroadcastingList1[int],
+    spatial_scale: BroadcastingList1[float] = 1.0,
 ) -> Tensor:
     listed = not isinstance(boxes, Tensor)
     pooled: Tensor = torch.ops.roialign.ps_roi_pool(input, _as_list(boxes), listed, output_size, spatial_scale)
     return pooled
 
 
+def _flat(shapes: list[tuple[int, int]] | list[tuple[int, int, int]] | list[tuple[int]]) -> list[int]:
+    sizes: list[int] = []
+    if isinstance(shapes, list[tuple[int, int]]):  # type: ignore[misc]
+        for height, width in shapes:  # type: ignore[misc]
+            sizes += [height, width]
+    elif isinstance(shapes, list[tuple[int, int, int]]):
+        for depth, height, width in shapes:
+            sizes += [depth, height, width]
+    else:
+        for shape in shapes:
+            sizes.append(shape[0])
+    return sizes
+
+
 def _multi_scale_roi_align(
     x: dict[str, Tensor],
     boxes: list[Tensor],
-    image_shapes: list[tuple[int, int]],
+    image_shapes: list[tuple[int, int]] | list[tuple[int, int, int]] | list[tuple[int]],
     featmap_names: list[str],
-    output_size: BroadcastingList2[int],
+    output_size: BroadcastingList1[int],
     sampling_ratio: int,
     canonical_scale: float,
     canonical_level: int,
@@ -104,8 +130,7 @@ def _multi_scale_roi_align(
         list(x.values()),
         list(x.keys()),
         boxes,
-        [height for height, width in image_shapes],
-        [width for height, width in image_shapes],
+        _flat(image_shapes),
         featmap_names,
         output_size,
         sampling_ratio,
@@ -123,10 +148,18 @@ def _given(boxes: list[Tensor], listed: bool) -> Tensor | list[Tensor]:
 
 
 def _of_a_pyramid(
-    features: list[Tensor], names: list[str], boxes: list[Tensor], heights: list[int], widths: list[int], *how: Any
+    features: list[Tensor],
+    names: list[str],
+    boxes: list[Tensor],
+    sizes: list[int],
+    featmap_names: list[str],
+    output_size: list[int],
+    *how: Any,
 ) -> Tensor:
     named = dict(zip(names, features, strict=True))
-    return levels.multi_scale_roi_align(named, boxes, list(zip(heights, widths, strict=True)), *how)
+    rank = features[0].dim() - 2
+    shapes = [tuple(sizes[i : i + rank]) for i in range(0, len(sizes), rank)]
+    return levels.multi_scale_roi_align(named, boxes, shapes, featmap_names, _numbers(output_size), *how)
 
 
 def register(
@@ -145,8 +178,10 @@ def register(
     """
     if call is None:
 
-        def call(input: Tensor, boxes: list[Tensor], listed: bool, *how: Any) -> Tensor:
-            return function(input, _given(boxes, listed), *how)
+        def call(
+            input: Tensor, boxes: list[Tensor], listed: bool, size: list[int], scale: list[float], *how: Any
+        ) -> Tensor:
+            return function(input, _given(boxes, listed), _numbers(size), _numbers(scale), *how)
 
     _library.define(f"{function.__name__}({arguments}) -> Tensor")
     _library.impl(function.__name__, call, "CompositeImplicitAutograd")
@@ -158,7 +193,9 @@ register(
     functional.roi_align,
     _roi_align,
     f"{_ONE}, SymInt sampling_ratio, bool aligned, str mode",
-    lambda input, boxes, listed, *how: functional.roi_align(input, _given(boxes, listed), *how[:-1], mode=how[-1]),
+    lambda input, boxes, listed, size, scale, ratio, aligned, mode: functional.roi_align(
+        input, _given(boxes, listed), _numbers(size), _numbers(scale), ratio, aligned, mode=mode
+    ),
 )
 register(functional.prroi_pool, _prroi_pool, _ONE)
 register(functional.roi_pool, _roi_pool, _ONE)
