@@ -112,6 +112,31 @@ def test_roi_pool() -> None:
     assert_same_for_every_count(lambda x, rois: roialign.roi_pool(x, rois, 3, 0.5), random_map(), "MaxRoiPool")
 
 
+LINES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
+    "fixed": (lambda x, rois: roialign.roi_align(x, rois, 3, 0.5, 2), "RoiAlign"),
+    "fixed, aligned": (lambda x, rois: roialign.roi_align(x, rois, (3,), 0.7, 3, True), "RoiAlign"),
+    "adaptive": (lambda x, rois: roialign.roi_align(x, rois, 3, 0.7), "RoiAlign"),
+    "adaptive, aligned, enlarged": (lambda x, rois: roialign.roi_align(x, rois, 3, 3.0, 0, True), "RoiAlign"),
+    "pool": (lambda x, rois: roialign.roi_pool(x, rois, 3, 0.5), "MaxRoiPool"),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_maps_of_rank_1(name: str) -> None:
+    """As maps of height 1, in whose row every sample weighs as much as along x."""
+    pool, kind = LINES[name]
+    input = random_map()[:, :, 0].contiguous()
+    program = export(Apply(pool), (input, random_line(5)), ((None, {0: torch.export.Dim("boxes", min=0)}),))
+    assert [each.op_type for each in program.model.graph if "Roi" in each.op_type] == [kind]
+    for count in COUNTS:
+        arguments = input, random_line(count)
+        torch.testing.assert_close(run(program, arguments), pool(*arguments), rtol=0, atol=1e-5)
+
+
+def random_line(count: int) -> Tensor:
+    return random_rois(count)[:, [0, 1, 3]].contiguous()
+
+
 def test_float64() -> None:
     pool = lambda x, rois: roialign.roi_align(x, rois.double(), 3, 0.5, 2)  # noqa: E731
     assert_same_for_every_count(pool, random_map().double())
@@ -167,18 +192,35 @@ REFUSALS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str, str]] = {
     "max": (lambda x, r: roialign.roi_align(x, r, 3, mode="max"), "weighted corners.*onnx/issues/4764", "mode='avg'"),
     "exact": (lambda x, r: roialign.prroi_pool(x, r, 3), "no exact integration", "sampling_ratio.*AOTInductor"),
     "sensitive": (lambda x, r: roialign.ps_roi_align(x, r, 1), "no position-sensitive", "decomposition_table.*AOTInd"),
+    "volumes": (
+        lambda x, r: roialign.roi_align(x[:, :, None], torch.cat([r, r[:, :2]], 1), 3),
+        r"no maps \[N, C, D, H, W\]",
+        "decomposition_table.*AOTInd",
+    ),
     "boxes' dtype": (lambda x, r: roialign.roi_align(x, r.double(), 3), "one dtype.*boxes are float64", "boxes.float"),
 }
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")  # the exporter's own
 @pytest.mark.parametrize(
-    "pool",
-    [roialign.PSRoIAlign((2, 3), 0.5, 2), roialign.PSRoIAlign((2, 3), 0.5, 0), roialign.PSRoIPool((2, 3), 0.5)],
-    ids=["align", "adaptive", "pool"],
+    ("pool", "rank"),
+    [
+        (roialign.PSRoIAlign((2, 3), 0.5, 2), 2),
+        (roialign.PSRoIAlign((2, 3), 0.5, 0), 2),
+        (roialign.PSRoIPool((2, 3), 0.5), 2),
+        (roialign.RoIAlign((2, 3, 1), 0.5, 2), 3),
+        (roialign.RoIAlign(2, 0.5, 2, mode="max"), 3),
+        (roialign.PrRoIPool((2, 1, 3), 0.5), 3),
+        (roialign.RoIPool(2, 0.5), 3),
+    ],
+    ids=["align", "adaptive", "pool", "volume", "volume's maximum", "volume's integral", "volume's cells"],
 )
-def test_plain_aten_where_onnx_has_no_node(pool: nn.Module) -> None:
-    inputs = torch.randn(2, 12, 19, 23, generator=torch.Generator().manual_seed(0)), random_rois(20)
+def test_plain_aten_where_onnx_has_no_node(pool: nn.Module, rank: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs: tuple[Tensor, Tensor] = torch.randn(2, 12, 19, 23, generator=generator), random_rois(20)
+    if rank == 3:
+        inputs = torch.randn(2, 2, 6, 8, 7, generator=generator), torch.rand(5, 7, generator=generator) * 12 - 1
+        inputs[1][:, 0] = torch.tensor([0, 1, 1, 0, 1])
     program = torch.export.export(Apply(pool), inputs).run_decompositions(roialign.decomposition_table())
     onnx = torch.onnx.export(program, inputs, dynamo=True, verbose=False)
     torch.testing.assert_close(run(onnx, inputs), pool(*inputs), rtol=0, atol=1e-5)

@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 import roialign
-from test_onnx import COUNTS, REFUSALS, Apply, Pyramid, random_boxes, random_map, random_rois
+from test_onnx import COUNTS, LINES, REFUSALS, Apply, Pyramid, random_boxes, random_line, random_map, random_rois
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -65,6 +65,17 @@ def test_any_number_of_boxes(name: str) -> None:
     for count in COUNTS:
         arguments = random_map(), random_rois(count)
         torch.testing.assert_close(run(program, arguments), pool(*arguments), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_maps_of_rank_1(name: str) -> None:
+    pool, kind = LINES[name]
+    input = random_map()[:, :, 0].contiguous()
+    program = export(Apply(pool), (input, random_line(5)), ["input1"], opset_version=16)
+    assert [(node.op_type, node.domain) for node in nodes(program)] == [(kind, "")]
+    for count in COUNTS:
+        arguments = input, random_line(count)
+        torch.testing.assert_close(run(program, arguments), pool(*arguments), rtol=0, atol=1e-5)
 
 
 def test_attributes_are_those_of_the_new_exporter() -> None:

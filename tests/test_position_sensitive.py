@@ -227,9 +227,7 @@ def test_modules_are_the_functions() -> None:
     input, rois = random_call(8, (3, 2), torch.float32)
     assert_pooled(roialign.PSRoIAlign((3, 2), 0.5, 2)(input, rois), ps_roi_align(input, rois, (3, 2), 0.5, 2), input)
     assert_pooled(roialign.PSRoIPool((3, 2), 0.5)(input, rois), ps_roi_pool(input, rois, (3, 2), 0.5), input)
-    assert repr(roialign.PSRoIAlign(3, 0.5, -1)) == (
-        "PSRoIAlign(output_size=3, spatial_scale=0.5, sampling_ratio=0)"
-    )
+    assert repr(roialign.PSRoIAlign(3, 0.5, -1)) == ("PSRoIAlign(output_size=3, spatial_scale=0.5, sampling_ratio=0)")
 
 
 @pytest.mark.parametrize("operator", ["ps_roi_align", "ps_roi_pool"])

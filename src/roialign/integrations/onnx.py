@@ -14,10 +14,12 @@ __all__ = ["onnx_translation_table"]
 INT64, DOUBLE = 7, 11  # of ONNX's TensorProto
 
 AOT = "deploy with AOTInductor, which runs our own operator (see the documentation on ONNX Runtime)"
-SENSITIVE = (
-    "ONNX has no position-sensitive pooling. Export the program once it is plain ATen, "
+ATEN = (
+    "Export the program once it is plain ATen, "
     "torch.export.export(...).run_decompositions(roialign.decomposition_table()), or " + AOT
 )
+SENSITIVE = "ONNX has no position-sensitive pooling. " + ATEN
+VOLUME = "ONNX pools no maps [N, C, D, H, W]. " + ATEN
 REFUSED = {
     "max": "ONNX's RoiAlign takes the maximum over a sample's four weighted corners, not over interpolated samples as "
     "mode='max' means (https://github.com/onnx/onnx/issues/4764). Use mode='avg', or " + AOT,
@@ -31,10 +33,10 @@ REFUSED = {
 def onnx_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """How ``torch.onnx.export`` writes our operators: pass it as ``custom_translation_table``.
 
-    ``roi_align``, ``RoIAlign`` and ``MultiScaleRoIAlign`` become ONNX's standard ``RoiAlign`` (opset 16 and above, an
-    adaptive grid as 0), ``roi_pool`` becomes ``MaxRoiPool``; the number of boxes may be dynamic. float16 and bfloat16
-    maps are pooled in float32, as here. A runtime checks less: a batch index without an image and a coordinate that is
-    not finite are its own affair.
+    On maps of rank 1 and 2 ``roi_align``, ``RoIAlign`` and ``MultiScaleRoIAlign`` become ONNX's standard ``RoiAlign``
+    (opset 16 and above, an adaptive grid as 0), ``roi_pool`` becomes ``MaxRoiPool``; the number of boxes may be
+    dynamic. float16 and bfloat16 maps are pooled in float32, as here. A runtime checks less: a batch index without an
+    image and a coordinate that is not finite are its own affair.
 
     Example:
         >>> import torch, roialign
@@ -49,8 +51,8 @@ def onnx_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     Raises:
         ImportError: onnxscript is not installed.
-        NotImplementedError: at export, for what ONNX cannot say: ``mode="max"`` as we mean it, ``prroi_pool``, and
-            float64 boxes on a map of another dtype. It names the way out.
+        NotImplementedError: at export, for what ONNX cannot say: ``mode="max"`` as we mean it, ``prroi_pool``, maps of
+            rank 3, and float64 boxes on a map of another dtype. It names the way out.
     """
     try:
         from onnxscript import opset18
@@ -79,6 +81,9 @@ def write_pool(
     """``torch.ops.roialign.pool`` as ONNX's nodes, which are the methods of ``op``; ``dtype_of`` tells ONNX's types."""
     if kind in REFUSED:
         raise NotImplementedError(f"roialign: {REFUSED[kind]}.")
+    rank = len(output_size)
+    if rank == 3:
+        raise NotImplementedError(f"roialign: {VOLUME}.")
     positions, pixels = dtype_of(rois), dtype_of(features[0])
     if DOUBLE in (positions, pixels) and positions != pixels:
         raise NotImplementedError(
@@ -86,14 +91,24 @@ def write_pool(
             "not. Pass boxes.float(), or the map as float64."
         )
 
-    def node(feature: Any, rois: Any, y: float, x: float) -> Any:
+    def node(feature: Any, rois: Any, *scales: float) -> Any:
         if pixels != positions:  # halves; the boxes are float32
             feature = op.Cast(feature, to=positions)
-        scale = y
+        if rank == 2:
+            return planar(feature, rois, *scales)
+        # A map of height 1. The box begins in its row and is one cell high or rounded to that, so that each sample lies
+        # in the row or is clamped to it: it weighs what it does along x.
+        edges = op.Gather(op.Pad(rois, [0, 0, 0, 1]), [0, 1, 3, 2, 3], axis=1)
+        high = 0.0 if kind == "cells" else 1 / scales[0]
+        rois = op.Add(edges, op.Cast([0.0, 0.0, 0.0, 0.0, high], to=positions))
+        return op.Squeeze(planar(op.Unsqueeze(feature, [2]), rois, scales[0], scales[0]), [2])
+
+    def planar(feature: Any, rois: Any, y: float, x: float) -> Any:
+        size, scale = (1, *output_size)[-2:], y
         if y != x:  # ONNX has one scale, so scale the boxes
             rois, scale = op.Mul(rois, op.Cast([1.0, x, y, x, y], to=positions)), 1.0
         if kind == "cells":
-            return op.MaxRoiPool(feature, rois, pooled_shape=list(output_size), spatial_scale=scale)
+            return op.MaxRoiPool(feature, rois, pooled_shape=list(size), spatial_scale=scale)
         image = op.Cast(op.Squeeze(op.Slice(rois, [0], [1], [1]), [1]), to=INT64)
         return op.RoiAlign(
             feature,
@@ -101,19 +116,19 @@ def write_pool(
             image,
             coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
             mode="avg",
-            output_height=output_size[0],
-            output_width=output_size[1],
+            output_height=size[0],
+            output_width=size[1],
             sampling_ratio=sampling_ratio,
             spatial_scale=scale,
         )
 
-    pairs = zip(scales[::2], scales[1::2], strict=True)
+    each = [scales[i : i + rank] for i in range(0, len(scales), rank)]  # level's
     if level is None:
-        pooled = node(features[0], rois, *next(pairs))
+        pooled = node(features[0], rois, *each[0])
     else:
         rows = [op.Reshape(op.NonZero(op.Equal(level, index)), [-1]) for index in range(len(features))]
-        levels = zip(features, rows, pairs, strict=True)
-        parts = [node(feature, op.Gather(rois, row), *pair) for feature, row, pair in levels]
+        levels = zip(features, rows, each, strict=True)
+        parts = [node(feature, op.Gather(rois, row), *scale) for feature, row, scale in levels]
         mixed = op.Concat(*parts, axis=0)
         # Every row has its place, so what they are scattered into is overwritten and does not matter.
         pooled = op.ScatterND(mixed, op.Unsqueeze(op.Concat(*rows, axis=0), [1]), mixed)
