@@ -215,8 +215,14 @@ def _each_axis(
             narrow = make(along, torch.where(fits, lo, 0), torch.where(fits, hi, 0))
             wide = make(along, torch.where(fits, 0, lo).double(), torch.where(fits, 0, hi).double())
             pairs = zip(narrow, wide, strict=True)
-            made.append([torch.where(fits.reshape(-1, *(1,) * (a.dim() - 1)), a, b.to(a.dtype)) for a, b in pairs])
+            made.append([_chosen(_per_box(fits, a), a, b.to(a.dtype)) for a, b in pairs])
     return made
+
+
+def _chosen(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    if a.dtype == torch.bool:  # ONNX Runtime has no Where of them
+        return (condition & a) | (~condition & b)
+    return torch.where(condition, a, b)
 
 
 def _over_boxes(
