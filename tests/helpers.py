@@ -28,13 +28,13 @@ def assert_pooled(actual: Tensor, expected: Tensor, input: Tensor) -> None:
 
 
 def rows(*boxes: tuple[float, ...], dtype: torch.dtype = torch.float64) -> Tensor:
-    """``[K, 5]`` boxes; of four numbers the batch index is 0."""
-    full = [box if len(box) == 5 else (0, *box) for box in boxes]
-    return torch.tensor(full, dtype=dtype).reshape(-1, 5)
+    """``[K, 1 + 2 * rank]`` boxes; of corners alone the batch index is 0."""
+    full = [box if len(box) % 2 else (0, *box) for box in boxes]
+    return torch.tensor(full, dtype=dtype).reshape(-1, len(full[0]) if full else 5)
 
 
 def by_image(rois: Tensor, images: int) -> list[Tensor]:
-    """``[K, 5]`` boxes as a list of ``[L, 4]`` per image."""
+    """Rows of boxes as a list of corners per image."""
     return [rois[rois[:, 0] == image, 1:] for image in range(images)]
 
 

@@ -1,8 +1,9 @@
-"""Region pooling as plain loops, the independent truth of the tests.
+"""Region pooling as plain loops, the independent truth of the tests, on maps of rank 1, 2 and 3.
 
 Written from the rules alone and sharing no code with the package: one sample after another, weights and sums in
 float64. Positions are computed in the dtype the rules ask for, in the rules' order, because whether a sample that lies
-on the border counts is decided by that rounding.
+on the border counts is decided by that rounding. Sizes and scales follow the map's axes, and so do lists of one thing
+per axis.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from fractions import Fraction
+from functools import reduce
 from itertools import pairwise, product
 from typing import NamedTuple
 
@@ -18,15 +20,16 @@ import torch
 from torch import Tensor
 
 Pair = tuple[float, float]
-Size = tuple[int, int]
+Scale = tuple[float, ...]
+Size = tuple[int, ...]
 Taps = list[tuple[int, float]]
 Real = type[np.floating]
 
 
 def roi_align(
-    input: Tensor, rois: Tensor, size: Size, scale: Pair, ratio: int, aligned: bool, mode: str = "avg"
+    input: Tensor, rois: Tensor, size: Size, scale: Scale, ratio: int, aligned: bool, mode: str = "avg"
 ) -> Tensor:
-    """RoIAlign: visit every sample of every bin. ``rois`` is ``[K, 5]``; returns float64 ``[K, C, height, width]``."""
+    """RoIAlign: visit every sample of every bin. ``rois`` is ``[K, 1 + 2 * rank]``; float64 ``[K, C, *size]``."""
     real = position_type(input, rois)
     maps = _values(input)
     out = np.zeros((len(rois), maps.shape[1], *size))
@@ -34,18 +37,27 @@ def roi_align(
         if not np.isfinite(box).all():
             out[k] = math.nan
             continue
-        rows = sample_positions(box[1], box[3], size[0], scale[0], ratio, aligned, real)
-        columns = sample_positions(box[0], box[2], size[1], scale[1], ratio, aligned, real)
-        for p, q in np.ndindex(size):
+        positions = [
+            sample_positions(*edges, bins, each, ratio, aligned, real)
+            for edges, bins, each in zip(_edges(box), size, scale, strict=True)
+        ]
+        for bin in np.ndindex(size):
+            points = product(*(along[p] for along, p in zip(positions, bin, strict=True)))
             samples = [
-                _weighted(maps[int(image)], _clamped_taps(y, maps.shape[2]), _clamped_taps(x, maps.shape[3]))
-                for y, x in product(rows[p], columns[q])
+                _weighted(maps[int(image)], [_clamped_taps(*at) for at in zip(point, maps.shape[2:], strict=True)])
+                for point in points
             ]
             if samples and mode == "avg":
-                out[k, :, p, q] = np.sum(samples, 0) / len(samples)
+                out[(k, slice(None), *bin)] = np.sum(samples, 0) / len(samples)
             elif samples:
-                out[k, :, p, q] = np.max(samples, 0)
+                out[(k, slice(None), *bin)] = np.max(samples, 0)
     return torch.from_numpy(out)
+
+
+def _edges(box: list[float]) -> list[Pair]:
+    """(lower, upper) along each axis of the map: a box has x first, which is the map's last axis."""
+    rank = len(box) // 2
+    return list(zip(box[:rank], box[rank:], strict=True))[::-1]
 
 
 def sample_positions(
@@ -74,24 +86,29 @@ def _clamped_taps(position: np.floating, length: int) -> Taps:
     return [(index, weight) for index, weight in taps if weight > 0]
 
 
-def prroi_pool(input: Tensor, rois: Tensor, size: Size, scale: Pair) -> Tensor:
-    """Precise RoI pooling: the bin is cut at the whole positions; on a piece the map is bilinear, so its mean over
-    the piece is its value at the piece's centre."""
+def prroi_pool(input: Tensor, rois: Tensor, size: Size, scale: Scale) -> Tensor:
+    """Precise RoI pooling: the bin is cut at the whole positions; on a piece the map is linear along each axis, so its
+    mean over the piece is its value at the piece's centre."""
     maps = _values(input)
     out = np.zeros((len(rois), maps.shape[1], *size))
+    lengths = maps.shape[2:]
     for k, (image, *box) in enumerate(_rows(rois)):
         if not np.isfinite(box).all():
             out[k] = math.nan
             continue
-        rows = _bin_edges(box[1] * scale[0], box[3] * scale[0], size[0])
-        columns = _bin_edges(box[0] * scale[1], box[2] * scale[1], size[1])
-        for p, q in np.ndindex(size):
-            area = (rows[p + 1] - rows[p]) * (columns[q + 1] - columns[q])
-            if area <= 0:
+        edges = [
+            _bin_edges(low * each, high * each, bins)
+            for (low, high), bins, each in zip(_edges(box), size, scale, strict=True)
+        ]
+        for bin in np.ndindex(size):
+            ends = [along[p : p + 2] for along, p in zip(edges, bin, strict=True)]
+            volume = math.prod(high - low for low, high in ends)
+            if volume <= 0:
                 continue
-            for y, x in product(_pieces(*rows[p : p + 2], maps.shape[2]), _pieces(*columns[q : q + 2], maps.shape[3])):
-                centre = _hat_taps(sum(y) / 2, maps.shape[2]), _hat_taps(sum(x) / 2, maps.shape[3])
-                out[k, :, p, q] += _weighted(maps[int(image)], *centre) * (y[1] - y[0]) * (x[1] - x[0]) / area
+            for piece in product(*(_pieces(*pair, length) for pair, length in zip(ends, lengths, strict=True))):
+                centre = [_hat_taps(sum(part) / 2, length) for part, length in zip(piece, lengths, strict=True)]
+                share = math.prod(high - low for low, high in piece) / volume
+                out[(k, slice(None), *bin)] += _weighted(maps[int(image)], centre) * share
     return torch.from_numpy(out)
 
 
@@ -116,17 +133,17 @@ def _hat_taps(position: float, length: int) -> Taps:
     return [(index, weight) for index, weight in taps if 0 <= index < length and weight > 0]
 
 
-def roi_pool(input: Tensor, rois: Tensor, size: Size, scale: Pair) -> Tensor:
+def roi_pool(input: Tensor, rois: Tensor, size: Size, scale: Scale) -> Tensor:
     """RoIPool: whole cells, the maximum over each bin's."""
     return _of_cells(input, rois, size, scale, np.max, whole=True)
 
 
-def ps_roi_align(input: Tensor, rois: Tensor, size: Size, scale: Pair, ratio: int) -> Tensor:
+def ps_roi_align(input: Tensor, rois: Tensor, size: Size, scale: Scale, ratio: int) -> Tensor:
     """Position-sensitive RoIAlign: bin (p, q) as RoIAlign gives it for the channels that are the bin's."""
     return _own_channels(lambda maps: roi_align(maps, rois, size, scale, ratio, True), input, size)
 
 
-def ps_roi_pool(input: Tensor, rois: Tensor, size: Size, scale: Pair) -> Tensor:
+def ps_roi_pool(input: Tensor, rois: Tensor, size: Size, scale: Scale) -> Tensor:
     """Position-sensitive RoI pooling: the mean over whole cells."""
     return _own_channels(lambda maps: _of_cells(maps, rois, size, scale, np.mean, whole=False), input, size)
 
@@ -142,7 +159,7 @@ def _own_channels(pool: Callable[[Tensor], Tensor], input: Tensor, size: Size) -
 
 
 def _of_cells(
-    input: Tensor, rois: Tensor, size: Size, scale: Pair, reduce: Callable[..., np.ndarray], whole: bool
+    input: Tensor, rois: Tensor, size: Size, scale: Scale, reduce: Callable[..., np.ndarray], whole: bool
 ) -> Tensor:
     real = position_type(input, rois)
     maps = _values(input)
@@ -151,12 +168,13 @@ def _of_cells(
         if not np.isfinite(box).all():
             out[k] = math.nan
             continue
-        rows = _bin_cells(box[1], box[3], size[0], scale[0], maps.shape[2], real, whole)
-        columns = _bin_cells(box[0], box[2], size[1], scale[1], maps.shape[3], real, whole)
-        for p, q in np.ndindex(size):
-            cells = [maps[int(image), :, y, x] for y, x in product(rows[p], columns[q])]
-            if cells:
-                out[k, :, p, q] = reduce(cells, 0)
+        each = zip(_edges(box), size, scale, maps.shape[2:], strict=True)
+        cells = [_bin_cells(*edges, bins, one, length, real, whole) for edges, bins, one, length in each]
+        for bin in np.ndindex(size):
+            places = product(*(along[p] for along, p in zip(cells, bin, strict=True)))
+            values = [maps[(int(image), slice(None), *place)] for place in places]
+            if values:
+                out[(k, slice(None), *bin)] = reduce(values, 0)
     return torch.from_numpy(out)
 
 
@@ -189,11 +207,11 @@ def _rows(rois: Tensor) -> Iterable[list[float]]:
     return rois.detach().double().tolist()  # type: ignore[no-any-return]
 
 
-def _weighted(image: np.ndarray, rows: Taps, columns: Taps) -> np.ndarray:
+def _weighted(image: np.ndarray, taps: list[Taps]) -> np.ndarray:
     """The interpolated value, per channel; a cell without weight is never read."""
     total = np.zeros(len(image))
-    for (y, wy), (x, wx) in product(rows, columns):
-        total += wy * wx * image[:, y, x]
+    for corner in product(*taps):
+        total += math.prod(weight for _, weight in corner) * image[(slice(None), *(cell for cell, _ in corner))]
     return total
 
 
@@ -211,7 +229,7 @@ class Row(NamedTuple):
 
 
 def pool_with_gradients(
-    kind: str, input: Tensor, rois: Tensor, grad: Tensor, scale: Pair, ratio: int, aligned: bool
+    kind: str, input: Tensor, rois: Tensor, grad: Tensor, scale: Scale, ratio: int, aligned: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Forward, gradient to the map and gradient to the rois, all float64, of any kind of pooling.
 
@@ -222,46 +240,53 @@ def pool_with_gradients(
     real = position_type(input, rois)
     maps, grads = _values(input), _values(grad)
     finite = np.where(np.isfinite(maps), maps, 0)
-    size = grads.shape[2:]
-    group = size[0] * size[1] if kind.startswith("ps_") else 1  # channels of the map for one of the output
-    out, to_map, to_rois = np.zeros_like(grads), np.zeros_like(maps), np.zeros((len(rois), 5))
+    size, lengths = grads.shape[2:], maps.shape[2:]
+    rank = len(size)
+    group = math.prod(size) if kind.startswith("ps_") else 1  # channels of the map for one of the output
+    out, to_map, to_rois = np.zeros_like(grads), np.zeros_like(maps), np.zeros((len(rois), 1 + 2 * rank))
     for k, (image, *box) in enumerate(_rows(rois)):
         n = int(image)
         if not np.isfinite(box).all():
             out[k] = math.nan
             continue
         bins = [
-            _rows_of_bins(kind, box[1 - a], box[3 - a], size[a], maps.shape[2 + a], scale[a], ratio, aligned, real)
-            for a in (0, 1)
+            _rows_of_bins(kind, *edges, many, length, each, ratio, aligned, real)
+            for edges, many, length, each in zip(_edges(box), size, lengths, scale, strict=True)
         ]
-        if bins[0] is None or bins[1] is None or max(map(len, bins[0])) * max(map(len, bins[1])) > 400:
+        if None in bins or math.prod(max(map(len, along)) for along in bins if along is not None) > 400:
             return None
-        for p, q in np.ndindex(*size):
-            pairs = list(product(bins[0][p], bins[1][q]))
-            if not pairs:
+        for place, bin in enumerate(np.ndindex(*size)):
+            combined = list(product(*(along[p] for along, p in zip(bins, bin, strict=True) if along is not None)))
+            if not combined:
                 continue
-            own = slice((p * size[1] + q) % group, None, group)
-            values = np.stack([_weighed(maps[n, own], y.weight, x.weight) for y, x in pairs])  # [samples, C]
-            for c, g in enumerate(grads[k, :, p, q]):
+            own = slice(place % group, None, group)
+            values = np.stack([_weighed(maps[n, own], [row.weight for row in rows]) for rows in combined])
+            for c, g in enumerate(grads[(k, slice(None), *bin)]):
                 nans = np.isnan(values[:, c])
                 best = int(np.argmax(nans)) if nans.any() else int(np.argmax(values[:, c]))
-                y, x = pairs[best]
+                rows = combined[best]
                 with np.errstate(invalid="ignore"):  # inf - inf
                     behind = values[best, c] - values[:, c]
                 if kind == "max" and ((behind > 0) & (behind < 1e-5)).any():
                     to_rois[k] = math.nan
-                out[k, c, p, q] = values[best, c]
-                to_map[n, own][c] += g * np.outer(y.weight, x.weight)
-                along_y, along_x = finite[n, own][c] @ x.weight, y.weight @ finite[n, own][c]
-                to_rois[k, 1:] += g * np.array([x.lo @ along_x, y.lo @ along_y, x.hi @ along_x, y.hi @ along_y])
+                out[(k, c, *bin)] = values[best, c]
+                to_map[n, own][c] += g * reduce(np.multiply.outer, [row.weight for row in rows])
+                for axis, row in enumerate(rows):
+                    along = np.moveaxis(finite[n, own][c], axis, 0)
+                    for other in reversed(rows[:axis] + rows[axis + 1 :]):
+                        along = along @ other.weight
+                    to_rois[k, [rank - axis, 2 * rank - axis]] += g * np.array([row.lo @ along, row.hi @ along])
     return out, to_map, to_rois
 
 
-def _weighed(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def _weighed(image: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
     """Per channel; a cell without weight is never read."""
-    y, x = rows.nonzero()[0], columns.nonzero()[0]
+    cells = [along.nonzero()[0] for along in weights]
+    values = image[np.ix_(range(len(image)), *cells)]
     with np.errstate(invalid="ignore"):  # inf - inf
-        return np.einsum("y,cyx,x->c", rows[y], image[:, y][:, :, x], columns[x])  # type: ignore[no-any-return]
+        for along, kept in zip(weights[::-1], cells[::-1], strict=True):
+            values = values @ along[kept]
+    return values
 
 
 def _rows_of_bins(
