@@ -20,10 +20,11 @@ from torch import Tensor
 import oracle
 from helpers import DTYPES, RELATIVE
 from roialign import backends, prroi_pool, ps_roi_align, ps_roi_pool, roi_align, roi_pool
+from roialign.spec import KINDS
 from strategies import LAYOUTS, lay_out
 
 SECONDS = float(os.environ.get("ROIALIGN_FUZZ_SECONDS", "16"))  # of all kinds together
-KINDS = ("avg", "max", "integral", "cells", "ps_avg", "ps_cells")
+POOLINGS = [(name, rank) for name, kind in KINDS.items() for rank in kind.ranks]
 VISITED = 2  # boxes of each call that the loops pool too
 needs_native = pytest.mark.skipif(bool(not backends.available()["native"].ready), reason="needs the compiled core")
 
@@ -41,7 +42,7 @@ class Call:
     aligned: bool
 
     def pool(self, input: Tensor, rois: Tensor) -> Tensor:
-        size = (self.grad.shape[2], self.grad.shape[3])
+        size = tuple(self.grad.shape[2:])
         if self.kind == "cells":
             return roi_pool(input, rois, size, self.scale)
         if self.kind == "ps_avg":
@@ -85,12 +86,12 @@ def edges(rng: random.Random, length: int) -> tuple[float, float]:
     return low, place()
 
 
-def random_call(kind: str, seed: int) -> Call:
-    rng = random.Random(f"{kind} {seed}")
+def random_call(kind: str, rank: int, seed: int) -> Call:
+    rng = random.Random(f"{kind} {rank} {seed}")
     generator = torch.Generator().manual_seed(seed)
-    pooled = (rng.choice([1, 2, 3, 17]), rng.randint(1, 4), rng.randint(1, 4))  # channels, height, width
-    group = pooled[1] * pooled[2] if kind.startswith("ps_") else 1
-    shape = (rng.randint(1, 2), pooled[0] * group, rng.randint(1, 8), rng.randint(1, 8))
+    channels, size = rng.choice([1, 2, 3, 17]), [rng.randint(1, 4 if rank < 3 else 3) for _ in range(rank)]
+    lengths = [rng.randint(1, 8 if rank < 3 else 5) for _ in range(rank)]
+    shape = (rng.randint(1, 2), channels * (math.prod(size) if kind.startswith("ps_") else 1), *lengths)
     dtype = rng.choice(DTYPES)
     values = torch.randn(shape, generator=generator, dtype=torch.float64)
     if rng.random() < 0.3:
@@ -100,12 +101,13 @@ def random_call(kind: str, seed: int) -> Call:
     shift = 0.5 if aligned and kind in ("avg", "max", "ps_avg") else 0.0
     numbers = []
     for _ in range(rng.choice([1, 6, 40])):
-        y, x = edges(rng, shape[2]), edges(rng, shape[3])
-        numbers.append([rng.randrange(shape[0]), *((edge + shift) / scale for edge in (x[0], y[0], x[1], y[1]))])
+        sides = [edges(rng, length) for length in reversed(lengths)]  # x first
+        corners = [low for low, _ in sides] + [high for _, high in sides]
+        numbers.append([rng.randrange(shape[0]), *((edge + shift) / scale for edge in corners)])
     rois = torch.tensor(numbers, dtype=torch.float64)
     if rng.random() < 0.5:
         rois = rois.float()
-    grad = torch.randn((len(numbers), *pooled), generator=generator, dtype=torch.float64)
+    grad = torch.randn((len(numbers), channels, *size), generator=generator, dtype=torch.float64)
     return Call(
         kind=kind,
         input=lay_out(values.to(dtype), rng.choice(LAYOUTS)),
@@ -121,18 +123,23 @@ def decided(call: Call) -> Tensor:
     """``[K]`` bool: the slope of the box's maxima does not hang on a rounding, as where samples nearly coincide."""
     if call.kind != "max":
         return torch.ones(len(call.rois), dtype=torch.bool)
-    size = ((call.rois[:, 3:] - call.rois[:, 1:3]) * call.scale).double()
+    rank = call.rois.shape[1] // 2
+    size = ((call.rois[:, 1 + rank :] - call.rois[:, 1 : 1 + rank]) * call.scale).double()
     size = size if call.aligned else size.clamp(min=1)
-    bins = torch.tensor([call.grad.shape[3], call.grad.shape[2]])
+    bins = torch.tensor(call.grad.shape[2:]).flip(0)
     grid = call.ratio if call.ratio > 0 else (size / bins).ceil().clamp(min=1)
     return (size.abs() / bins / grid > 1e-2).all(1) & (size.abs() < 1e4).all(1)
+
+
+def scales(call: Call) -> tuple[float, ...]:
+    return (call.scale,) * (call.input.dim() - 2)
 
 
 def hangs_on_a_rounding(call: Call, row: int) -> bool:
     """Whether two samples of the box come so close to the greatest that the loops cannot tell which is."""
     one = slice(row, row + 1)
     truth = oracle.pool_with_gradients(
-        call.kind, call.input, call.rois[one], call.grad[one], (call.scale, call.scale), call.ratio, call.aligned
+        call.kind, call.input, call.rois[one], call.grad[one], scales(call), call.ratio, call.aligned
     )
     return truth is None or bool(torch.from_numpy(truth[2]).isnan().any())
 
@@ -141,7 +148,7 @@ def compare(call: Call, found: list[Tensor], expected: list[Tensor], by: str) ->
     unit = RELATIVE[call.input.dtype]
     finite = call.input.double().nan_to_num(0, 0, 0).abs().max().item() + 1
     weight = call.grad.double().abs()
-    sums = (unit * finite, unit * weight.sum().item(), 10 * unit * finite * call.scale * weight.sum((1, 2, 3)))
+    sums = (unit * finite, unit * weight.sum().item(), 10 * unit * finite * call.scale * weight.flatten(1).sum(1))
     keep = decided(call)
     for name, tolerance, a, b in zip(("output", "map gradient", "box gradient"), sums, found, expected, strict=True):
         relative = unit
@@ -164,15 +171,13 @@ def compare(call: Call, found: list[Tensor], expected: list[Tensor], by: str) ->
             raise AssertionError(f"{by}: {name} at {at}{row}: {a[at]} != {b[at]}")
 
 
-def check(kind: str, seed: int) -> int:
+def check(kind: str, rank: int, seed: int) -> int:
     """One call, and how many boxes it had."""
-    call = random_call(kind, seed)
+    call = random_call(kind, rank, seed)
     native, reference = call.run("native"), call.run("reference")
     compare(call, native, reference, "native against reference")
     few = Call(kind, call.input, call.rois[:VISITED], call.grad[:VISITED], call.scale, call.ratio, call.aligned)
-    truth = oracle.pool_with_gradients(
-        kind, few.input, few.rois, few.grad, (call.scale, call.scale), call.ratio, call.aligned
-    )
+    truth = oracle.pool_with_gradients(kind, few.input, few.rois, few.grad, scales(few), call.ratio, call.aligned)
     if truth is not None:
         for backend in ("native", "reference"):
             compare(few, few.run(backend), [torch.from_numpy(part) for part in truth], f"{backend} against loops")
@@ -180,17 +185,17 @@ def check(kind: str, seed: int) -> int:
 
 
 @needs_native
-@pytest.mark.parametrize("kind", KINDS)
-def test_native_reference_and_loops_agree(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "rank"), POOLINGS)
+def test_native_reference_and_loops_agree(kind: str, rank: int) -> None:
     seed = int(os.environ.get("ROIALIGN_FUZZ_SEED", "0" if os.environ.get("CI") else time.time_ns() % 10**9))
-    end, boxes, calls = time.monotonic() + SECONDS / len(KINDS), 0, 0
+    end, boxes, calls = time.monotonic() + SECONDS / len(POOLINGS), 0, 0
     while time.monotonic() < end:
         try:
-            boxes += check(kind, seed)
+            boxes += check(kind, rank, seed)
         except AssertionError as error:
             raise AssertionError(
-                f"ROIALIGN_FUZZ_SEED={seed}, kind {kind}: {error}\n{random_call(kind, seed)}"
+                f"ROIALIGN_FUZZ_SEED={seed}, kind {kind}, rank {rank}: {error}\n{random_call(kind, rank, seed)}"
             ) from error
         seed, calls = seed + 1, calls + 1
-    print(f"{kind}: {boxes} boxes in {calls} calls agreed")
+    print(f"{kind} of rank {rank}: {boxes} boxes in {calls} calls agreed")
     assert calls > 0

@@ -89,7 +89,7 @@ def test_a_giant_box_is_pooled_like_any_other() -> None:
 def test_boxes_at_every_edge_of_the_rules(kind: str) -> None:
     """Borders, centres, tiny, giant, inverted and infinite boxes, cells that are not finite, samples beyond count."""
     for seed in range(6):
-        call = random_call(kind, seed)
+        call = random_call(kind, 2, seed)
         call.rois, call.grad = call.rois[:2], call.grad[:2]
         compare(call, call.run("triton"), call.run("reference"), "Triton against reference")
 

@@ -148,7 +148,11 @@ def _pool_anywhere(features: list[Tensor], rois: Tensor, level: Tensor | None, s
                 f"a {tensor.layout} tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
             )
             raise TypeError(f"roialign: got {what}; expected dense, not quantised tensors")
-    check_kind(spec.kind)
+    _pooled_size(features, rois, spec)
+    if rois.shape[1] != 1 + 2 * spec.rank:
+        raise ValueError(f"rois: got a tensor of shape {tuple(rois.shape)}; expected [K, {1 + 2 * spec.rank}]")
+    if len(spec.scales) != spec.rank * len(features):
+        raise ValueError(f"scales: got {list(spec.scales)}; expected {spec.rank} for each of {len(features)} maps")
     return reference.pool(features, rois, level, spec)
 
 
@@ -231,6 +235,12 @@ def _by_map(shapes: list[int], rank: int) -> list[list[int]]:
 
 def make_output(features: list[Tensor], rois: Tensor, spec: Pooling) -> Tensor:
     """An output of the right shape, dtype and layout."""
+    size = _pooled_size(features, rois, spec)
+    return allocate(size, features[0], is_channels_last(features[0]))
+
+
+def _pooled_size(features: list[Tensor], rois: Tensor, spec: Pooling) -> tuple[int, ...]:
+    """The output's shape, once what it hangs on was checked."""
     if not features:
         raise ValueError("features: got no maps; expected at least one")
     first = features[0]
@@ -245,8 +255,7 @@ def make_output(features: list[Tensor], rois: Tensor, spec: Pooling) -> Tensor:
         raise ValueError(f"features[0]: got a tensor of shape {tuple(first.shape)}; expected {MAPS[rank]}")
     if rois.dim() != 2:
         raise ValueError(f"rois: got a tensor of shape {tuple(rois.shape)}; expected [K, {1 + 2 * rank}]")
-    size = (rois.shape[0], spec.pooled_channels(first.shape[1]), *output_size)
-    return allocate(size, first, is_channels_last(first))
+    return (rois.shape[0], spec.pooled_channels(first.shape[1]), *output_size)
 
 
 def make_gradients(grad: Tensor, shapes: list[int], channels_last: bool, rank: int) -> list[Tensor]:
