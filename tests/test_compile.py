@@ -25,6 +25,8 @@ POOLS: dict[str, Pool] = {
     "pool": lambda input, rois: roi_pool(input, rois, 2),
     "ps_align": lambda input, rois: ps_roi_align(for_bins(input, 4), rois, 2),
     "ps_pool": lambda input, rois: ps_roi_pool(for_bins(input, 4), rois, 2),
+    "line": lambda input, rois: roi_align(input[..., 3], rois[:, [0, 1, 3]], 2),
+    "volume": lambda input, rois: roi_align(torch.stack([input, 2 * input], 2), rois[:, [0, 1, 2, 1, 3, 4, 3]], 2),
 }
 
 
@@ -43,7 +45,7 @@ def boxes(count: int) -> Tensor:
     return rois[torch.arange(count) % len(rois)] + nn.functional.pad(moved, (1, 0))
 
 
-@pytest.mark.parametrize("name", ["avg", "max fixed", "prroi", "pool", "ps_align", "ps_pool"])
+@pytest.mark.parametrize("name", ["avg", "max fixed", "prroi", "pool", "ps_align", "ps_pool", "line", "volume"])
 def test_compiled_forward_and_backward(name: str) -> None:
     input, _ = generic_case(dtype=torch.float32)
     compiled = torch.compile(POOLS[name], backend="aot_eager", fullgraph=True, dynamic=True)
