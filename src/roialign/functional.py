@@ -100,10 +100,13 @@ def prroi_pool(input: Tensor, boxes: Boxes, output_size: OutputSize, spatial_sca
                   [34., 36.]]]])
 
     Args:
-        input, boxes, output_size, spatial_scale: as in :func:`roi_align`, of any of its ranks.
+        input: feature map of any rank, as in :func:`roi_align`.
+        boxes: as there.
+        output_size: bins, an int or one for each axis of the map, as (height, width); at most 2**24 along an axis.
+        spatial_scale: cells of the feature map per pixel of the image; or one for each axis, as (y, x).
 
     Returns:
-        ``[K, C, height, width]`` in the input's dtype; differentiable to the input and to the boxes, twice.
+        ``[K, C, *output_size]`` in the input's dtype; differentiable to the input and to the boxes, twice.
 
     Raises:
         IndexError, TypeError, ValueError: as :func:`roi_align` does.
@@ -134,10 +137,13 @@ def roi_pool(input: Tensor, boxes: Boxes, output_size: OutputSize, spatial_scale
                   [25., 27.]]]])
 
     Args:
-        input, boxes, output_size, spatial_scale: as in :func:`roi_align`, of any of its ranks.
+        input: feature map of any rank, as in :func:`roi_align`.
+        boxes: as there.
+        output_size: bins, an int or one for each axis of the map, as (height, width); at most 2**24 along an axis.
+        spatial_scale: cells of the feature map per pixel of the image; or one for each axis, as (y, x).
 
     Returns:
-        ``[K, C, height, width]`` in the input's dtype; differentiable to the input. It is constant in the boxes almost
+        ``[K, C, *output_size]`` in the input's dtype; differentiable to the input. It is constant in the boxes almost
         everywhere, so they get no gradient. A bin off the map gives 0.
 
     Raises:
@@ -249,7 +255,7 @@ def relevant(input: Tensor, boxes: Boxes) -> tuple[Any, ...]:
 
 
 def checked_rois(input: Tensor, boxes: Boxes) -> Tensor:
-    """Boxes in any accepted form as one ``[K, 5]`` tensor; see ``boxes.check_boxes`` and ``boxes.as_rois``."""
+    """Boxes in any accepted form as one tensor of rows; see ``boxes.check_boxes`` and ``boxes.as_rois``."""
     unrecorded(_check_boxes, input, boxes)
     return as_rois(input, boxes)
 

@@ -114,7 +114,7 @@ def _maximum(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
         samples = [min(spec.sampling_ratio, most) for most in samples]
     elif not _unseen(rois):
         valid = torch.where(usable(_wide(rois), spec.scale(0))[:, None], rois.detach(), 0)
-        grids = _each_axis(lambda *edges: [_window(spec, *edges).grid], valid, lengths, spec)
+        grids = _each_axis(lambda *along: [_window(spec, *along).grid], valid, lengths, spec)
         samples = [
             int(torch.cat([grid, grid.new_ones(1)]).clamp(1, most).max())
             for (grid,), most in zip(grids, samples, strict=True)
