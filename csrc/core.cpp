@@ -176,7 +176,9 @@ Access access_of(const Work<A>& work, const Plan<A>& plan, const Group& group, c
   if (work.call.rank == 3 && all > kVolume / kBlockBytes) return Access::windows;
   for (int64_t i = group.begin; i < group.end && cells < all; ++i) {
     const Box<A>& box = plan.boxes[static_cast<size_t>(i)];
-    cells += sensitive ? cost_of_a_bin(work, box, map) : touched_cells(box) * (box.z ? box.z->touched : 1);
+    // The short rows of a window cost several times as much as whole slices, which are packed as long ones.
+    constexpr int64_t factor = 4;
+    cells += sensitive ? cost_of_a_bin(work, box, map) : touched_cells(box) * (box.z ? factor * box.z->touched : 1);
   }
   return cells < all ? Access::windows : Access::whole;
 }
@@ -195,7 +197,10 @@ void add_reading_pieces(const Work<A>& work, const Plan<A>& plan, int64_t ranges
     piece.input = image_map(work.call.levels[group.level], group.image, work.call.dtype);
     piece.access = access_of(work, plan, group, piece.input);
     const bool whole = piece.access == Access::whole;
-    const int64_t cells = whole ? work.call.levels[group.level].cells() : work.windows() * plan.most_cells;
+    const Map& map = piece.input;
+    // An odd number of cells, so that the rows of a box lie in different sets of the cache.
+    piece.packed_row = work.call.rank == 3 ? map.width | 1 : map.width;
+    const int64_t cells = whole ? map.depth * map.height * piece.packed_row : work.windows() * plan.most_cells;
     sizes.block = std::max(sizes.block, block_bytes(cells));
     const int64_t count = group.end - group.begin;
     int64_t channel_cuts = ranges, box_cuts = 1;
@@ -250,6 +255,7 @@ void add_to_input(const Work<A>& work, const Plan<A>& plan, const Level* grads, 
     const int64_t row_cells = grad.cells() / rows;
     for (int64_t image = 0; image < grad.images; ++image) {
       Piece piece{};
+      piece.access = Access::windows;
       piece.add = exists;
       piece.grad = image_map(grad, image, call.dtype);
       if (call.levels[l].data) piece.input = image_map(call.levels[l], image, call.dtype);

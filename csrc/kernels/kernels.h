@@ -46,7 +46,8 @@ struct BoxGrad {
 struct Piece {
   Map input, grad;
   Access access;
-  const void* boxes;  // const Box<A>*, ordered by first touched row
+  int64_t packed_row;  // whole volumes: cells from one packed row to the next
+  const void* boxes;   // const Box<A>*, ordered by first touched row
   int64_t box_count;
   int64_t channel, channel_end;  // sensitive kinds: counted through all bins, in whole blocks
   int64_t row, row_end;          // backward to the input: only these rows of the map, or slices of the volume

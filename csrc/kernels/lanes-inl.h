@@ -75,6 +75,10 @@ struct Lanes {
   ROI_INLINE void add_product(const Lanes& x, const Lanes& y) {
     for (int i = 0; i < parts; ++i) v[i] += x.v[i] * y.v[i];
   }
+  // The greater of both, lane by lane; NaN wins.
+  ROI_INLINE void raise(const Lanes& x) {
+    for (int i = 0; i < parts; ++i) v[i] = (x.v[i] > v[i]) | (x.v[i] != x.v[i]) ? x.v[i] : v[i];
+  }
   ROI_INLINE double sum() const {
     A all[kLanes<A>];
     store(all);

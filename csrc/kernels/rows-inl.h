@@ -83,11 +83,10 @@ static void max_rows(const KernelArgs& args, const View<A>& view, const Box<A>& 
       for (int32_t p = 0; p < args.pooled.width; ++p) {
         A* best = line + p * n;
         if (box.x.group[p] == box.x.group[p + 1]) Lanes<A>::fill(0).store(best);
-        for (int32_t ix = box.x.group[p]; ix < box.x.group[p + 1]; ++ix) {
-          A v[n];
-          contract_column(box.x.bins, ix, strip).store(v);
-          for (int c = 0; c < n; ++c) best[c] = (v[c] > best[c]) | (v[c] != v[c]) ? v[c] : best[c];
-        }
+        Lanes<A> greatest = Lanes<A>::load(best);
+        for (int32_t ix = box.x.group[p]; ix < box.x.group[p + 1]; ++ix)
+          greatest.raise(contract_column(box.x.bins, ix, strip));
+        greatest.store(best);
       }
     }
   }
@@ -101,16 +100,12 @@ static void cell_rows(const KernelArgs& args, const View<A>& view, const Box<A>&
   const Matrix<A>&ys = box.y.bins, &xs = box.x.bins;
   for (int32_t r = 0; r < rows; ++r)
     for (int32_t p = 0; p < args.pooled.width; ++p) {
-      A best[n];
       const bool empty = ys.begin[first + r] == ys.begin[first + r + 1] || xs.begin[p] == xs.begin[p + 1];
-      for (int c = 0; c < n; ++c) best[c] = empty ? A(0) : -A(__builtin_inf());
+      Lanes<A> best = Lanes<A>::fill(empty ? A(0) : -A(__builtin_inf()));
       for (int32_t i = ys.begin[first + r]; i < ys.begin[first + r + 1]; ++i)
-        for (int32_t j = xs.begin[p]; j < xs.begin[p + 1]; ++j) {
-          const A* v = view.at(box, ys.index[i], xs.index[j]);
-          for (int c = 0; c < n; ++c) best[c] = (v[c] > best[c]) | (v[c] != v[c]) ? v[c] : best[c];
-        }
-      A* to = tile + (int64_t{r} * args.pooled.width + p) * n;
-      for (int c = 0; c < n; ++c) to[c] = best[c];
+        for (int32_t j = xs.begin[p]; j < xs.begin[p + 1]; ++j)
+          best.raise(Lanes<A>::load(view.at(box, ys.index[i], xs.index[j])));
+      best.store(tile + (int64_t{r} * args.pooled.width + p) * n);
     }
 }
 

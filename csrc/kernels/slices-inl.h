@@ -15,11 +15,10 @@ static ROI_INLINE Map slice_of(const Map& volume, int64_t z) {
 // One channel block of the slices that a box touches, by position.
 template <class S, class A>
 struct Slices {
-  const Map& volume;
+  const Piece& piece;
   const Box<A>& box;
   int64_t channel;
   int lanes;
-  Access access;
   A* block;   // the packed volume, or two windows
   A* finite;  // a window, wanted where cells that are not finite count as 0
   int32_t packed[2] = {-1, -1};
@@ -27,16 +26,19 @@ struct Slices {
   View<A> at(int32_t position) {
     constexpr int n = kLanes<A>;
     const int64_t z = box.z->cell[position];
-    const Map slice = slice_of<S>(volume, z);
+    const Map slice = slice_of<S>(piece.input, z);
     if (finite) {
       const View<A> view = pack_window<S>(slice, box, channel, lanes, finite);
       for (int64_t i = 0; i < int64_t{box.y.touched} * box.x.touched * n; ++i)
         if (finite[i] - finite[i] != 0) finite[i] = 0;
       return view;
     }
-    if (access == Access::whole) return {block + z * volume.height * volume.width * n, volume.width * n, n, false};
+    if (piece.access == Access::whole) {
+      const int64_t row = piece.packed_row * n;
+      return {block + z * slice.height * row, row, n, false};
+    }
     if constexpr (sizeof(S) == sizeof(A)) {
-      if (access == Access::direct && lanes == n)
+      if (piece.access == Access::direct && lanes == n)
         return {reinterpret_cast<const A*>(slice.data) + channel, slice.row_stride, slice.pixel_stride, false};
     }
     // The slices of a sample are neighbours, so each has a window of its own, and is still there for the next sample.
@@ -69,7 +71,7 @@ static ROI_INLINE void for_each_volume(const KernelArgs& args, const Piece& piec
   const auto* boxes = static_cast<const Box<A>*>(piece.boxes);
   auto* block = reinterpret_cast<A*>(args.space.block);
   auto slices = [&](int64_t i, int64_t c) {
-    return Slices<S, A>{volume, boxes[i], c, lanes_at(piece, c, n), piece.access, block, nullptr};
+    return Slices<S, A>{piece, boxes[i], c, lanes_at(piece, c, n), block, nullptr};
   };
   if (piece.access != Access::whole) {
     for (int64_t i = 0; i < piece.box_count; ++i)
@@ -77,11 +79,14 @@ static ROI_INLINE void for_each_volume(const KernelArgs& args, const Piece& piec
     return;
   }
   for (int64_t c = piece.channel; c < piece.channel_end; c += n) {
-    int64_t packed = first_slice(boxes[0]);  // boxes come ordered by it
+    int64_t packed = 0;
     for (int64_t i = 0; i < piece.box_count; ++i) {
-      for (const int64_t needed = last_slice(boxes[i]); packed < needed; ++packed)
-        pack_rows<S>(slice_of<S>(volume, packed), c, lanes_at(piece, c, n), 0, volume.height,
-                     block + packed * volume.height * volume.width * n);
+      // Boxes come ordered by their first slice: none needs an earlier one any more.
+      const int64_t first = first_slice(boxes[i]), needed = last_slice(boxes[i]);
+      for (packed = packed > first ? packed : first; packed < needed; ++packed)
+        for (int64_t y = 0; y < volume.height; ++y)
+          pack_cells<S>(slice_of<S>(volume, packed), c, lanes_at(piece, c, n), y, 0, volume.width,
+                        block + (packed * volume.height + y) * piece.packed_row * n);
       visit(slices(i, c), i);
     }
   }

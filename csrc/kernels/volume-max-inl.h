@@ -58,8 +58,11 @@ static void max_bins(const KernelArgs& args, Slices<S, A>& slices, const Bins& b
       A* to = any ? slice : tile;
       args.kind == Kind::max ? max_rows(args, view, slices.box, bins.row, bins.rows, to)
                              : cell_rows(args, view, slices.box, bins.row, bins.rows, to);
-      for (int64_t i = 0; any && i < values; ++i)
-        tile[i] = (slice[i] > tile[i]) | (slice[i] != slice[i]) ? slice[i] : tile[i];
+      for (int64_t i = 0; any && i < values; i += n) {
+        Lanes<A> best = Lanes<A>::load(tile + i);
+        best.raise(Lanes<A>::load(slice + i));
+        best.store(tile + i);
+      }
       any = true;
     });
     if (!any) __builtin_memset(tile, 0, static_cast<size_t>(values) * sizeof(A));
@@ -137,7 +140,7 @@ static void max_bins_box_grad(const KernelArgs& args, Slices<S, A>& slices, cons
   constexpr int n = kLanes<A>;
   const Box<A>& box = slices.box;
   const Axis<A>&az = *box.z, &ay = box.y, &ax = box.x;
-  const Map& volume = slices.volume;
+  const Map& volume = slices.piece.input;
   const int64_t pixels = int64_t{bins.rows} * args.pooled.width;
   for (int32_t p = 0; p < bins.depth; ++p) {
     const Place* places = find_places(args, slices, bins.z + p, bins.row, bins.rows, careful);

@@ -148,8 +148,7 @@ static void volume_backward_piece(const KernelArgs& args, const Piece& piece) {
         first = z.cells.index[k] < first ? z.cells.index[k] : first;
         last = z.cells.index[k] >= last ? z.cells.index[k] + 1 : last;
       }
-      Slices<S, A> slices{piece.input, box, c, lanes, Access::windows, reinterpret_cast<A*>(args.space.second),
-                          nullptr};
+      Slices<S, A> slices{piece, box, c, lanes, reinterpret_cast<A*>(args.space.second), nullptr};
       for_each_bins(args, first, last, [&](const Bins& bins) {
         fetch_bins(args, slices, bins, tile);
         if (maximum) return max_bins_back(args, slices, bins, tile, piece, base);
