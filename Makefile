@@ -34,7 +34,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h csrc/kernels/*.cpp csrc/kernels/*.h tests/core/*.cpp
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h csrc/kernels/*.cpp csrc/kernels/*.h tests/core/*.cpp tests/core/*.h
 
 types: .venv/ready
 	$(BIN)/mypy

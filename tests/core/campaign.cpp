@@ -1,7 +1,8 @@
 // Random calls into the core, meant to be run under sanitizers: every buffer is a heap block of exactly the size that
 // its shape and strides reach, so that a read or write one element too far is seen.
 //
-//   campaign random SECONDS SEED    sizes, strides, dtypes, kinds and boxes of every sort, on one thread at a time
+//   campaign random SECONDS SEED    sizes, strides, dtypes, ranks, kinds and boxes of every sort, on one thread at a
+//   time; answers must be those of a plain loop
 //   campaign threads SECONDS SEED   four threads call at once, each through a pool of two; answers must agree to the
 //   bit
 #include <chrono>
@@ -10,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
@@ -17,6 +19,7 @@
 
 #include "core.h"
 #include "kernels/kernels.h"
+#include "loop.h"
 #include "parallel.h"
 
 namespace {
@@ -59,28 +62,29 @@ struct Tensor {
 };
 
 // A map with strides of some layout; `dense` ones are contiguous or channels_last.
-Tensor make_map(Random& random, DType type, int64_t n, int64_t c, int64_t h, int64_t w, bool dense) {
+Tensor make_map(Random& random, DType type, int64_t n, int64_t c, const int64_t (&lengths)[3], bool dense) {
   Tensor tensor;
   Level& level = tensor.level;
-  level.images = n, level.channels = c, level.height = h, level.width = w;
-  const int64_t size[4] = {n, c, h, w};
-  int order[4] = {0, 1, 2, 3};  // from the slowest dimension
-  if (random.chance(0.5)) order[1] = 2, order[2] = 3, order[3] = 1;
-  if (!dense && random.chance(0.3)) std::swap(order[random.between(0, 3)], order[random.between(0, 3)]);
+  level.images = n, level.channels = c, level.depth = lengths[0], level.height = lengths[1], level.width = lengths[2];
+  const int64_t size[5] = {n, c, level.depth, level.height, level.width};
+  int order[5] = {0, 1, 2, 3, 4};  // from the slowest dimension
+  if (random.chance(0.5)) order[1] = 2, order[2] = 3, order[3] = 4, order[4] = 1;
+  if (!dense && random.chance(0.3)) std::swap(order[random.between(0, 4)], order[random.between(0, 4)]);
   int64_t stride = dense ? 1 : random.pick<int64_t>({1, 1, 1, 2, 3});
   int64_t last = 0;
-  for (int i = 3; i >= 0; --i) {
+  for (int i = 4; i >= 0; --i) {
     level.stride[order[i]] = !dense && random.chance(0.05) ? 0 : stride;
     last += level.stride[order[i]] * std::max<int64_t>(size[order[i]] - 1, 0);
     stride *= std::max<int64_t>(size[order[i]], 1);
     if (!dense && random.chance(0.2)) stride += random.between(1, 5);
   }
-  const bool empty = n * c * h * w == 0;
+  const bool empty = n * c * level.cells() == 0;
   tensor.bytes.resize(static_cast<size_t>(empty ? 0 : (last + 1) * item_size(type)));
   for (char& byte : tensor.bytes) byte = static_cast<char>(random.between(0, 63));  // small numbers of every type
   level.data = tensor.bytes.data();
   level.scale_y = random.pick({1.0, 0.25, 0.3, 2.0, 1e-3});
   level.scale_x = random.chance(0.8) ? level.scale_y : random.pick({1.0, 0.5, 7.0});
+  level.scale_z = random.chance(0.8) ? level.scale_y : random.pick({1.0, 0.5, 7.0});
   return tensor;
 }
 
@@ -88,8 +92,9 @@ Tensor make_map(Random& random, DType type, int64_t n, int64_t c, int64_t h, int
 constexpr int64_t kLong = (int64_t{1} << 24) + 3;
 
 template <class T>
-void fill_rois(Random& random, Bytes& bytes, int64_t boxes, int64_t images, double size, double at) {
-  bytes.resize(static_cast<size_t>(boxes) * 5 * sizeof(T));
+void fill_rois(Random& random, Bytes& bytes, const Call& call, int64_t images, double size, double at) {
+  const int64_t row = call.roi_size(), rank = call.rank;
+  bytes.resize(static_cast<size_t>(call.boxes * row) * sizeof(T));
   const double odd[] = {0,
                         -1,
                         0.5,
@@ -109,16 +114,16 @@ void fill_rois(Random& random, Bytes& bytes, int64_t boxes, int64_t images, doub
                         1e-30,
                         4.9e-324,
                         std::floor(size / 2)};
-  for (int64_t i = 0; i < boxes * 5; ++i) {
+  for (int64_t i = 0; i < call.boxes * row; ++i) {
     double value = at + random.near(size);
     if (!at && random.chance(0.15)) value = odd[random.between(0, static_cast<int64_t>(std::size(odd)) - 1)];
     if (random.chance(0.3)) value = std::floor(2 * value) / 2;  // cells' centres and edges, aligned or not
-    if (i % 5 == 0) value = images ? static_cast<double>(random.between(0, images - 1)) : 0;
-    if (i % 5 == 0 && random.chance(0.002)) value = odd[random.between(5, 18)];
-    if (i % 5 > 2 &&
+    if (i % row == 0) value = images ? static_cast<double>(random.between(0, images - 1)) : 0;
+    if (i % row == 0 && random.chance(0.002)) value = odd[random.between(5, 18)];
+    if (i % row > rank &&
         random.chance(0.1)) {  // the upper edge: a cell, nothing, next to nothing or a world from the lower
       T lower;
-      std::memcpy(&lower, bytes.data() + static_cast<size_t>(i - 2) * sizeof(T), sizeof(T));
+      std::memcpy(&lower, bytes.data() + static_cast<size_t>(i - rank) * sizeof(T), sizeof(T));
       value =
           static_cast<double>(lower) + random.pick<double>({1, 1, 0, -1, 1e-3, 1e-9, 1e-14, -1e-14, 1e6, -1e6, 1e17});
     }
@@ -127,26 +132,103 @@ void fill_rois(Random& random, Bytes& bytes, int64_t boxes, int64_t images, doub
   }
 }
 
+// Differences that rounding explains: of the weights and the sums, and of the stored value.
+bool agrees(double got, const loop::Total& wanted, DType type) {
+  constexpr double relative[] = {2e-6, 1e-11, 2e-3, 1e-2}, least[] = {1e-30, 1e-30, 1e-7, 1e-30};  // by DType
+  const auto of = static_cast<size_t>(type);
+  return std::abs(got - wanted.value) <= relative[of] * wanted.size + least[of];
+}
+
+// Holds the pooled values of one channel, and then the gradient to it, to those of a plain loop.
+class Held {
+ public:
+  Held(const Call& call, int64_t channel) : call_(call), channel_(channel) {
+    for (int64_t k = 0; k < call.boxes; ++k) boxes_.emplace_back(call, k);
+  }
+
+  bool pooled_agrees() {
+    for (int64_t k = 0; k < call_.boxes; ++k) {
+      loop::Box& box = boxes_[static_cast<size_t>(k)];
+      for (int64_t b = 0; b < bins() && !box.left_out; ++b) {
+        const double got = pooled(k, b);
+        if (!box.finite ? got == got : !agrees(got, box.pooled(b, channel_), call_.dtype)) return false;
+      }
+    }
+    return true;
+  }
+  bool gradient_agrees(const std::vector<Level>& grads) {
+    std::vector<std::vector<loop::Total>> wanted;
+    for (const Level& grad : grads) wanted.emplace_back(static_cast<size_t>(grad.images * grad.cells()));
+    for (int64_t k = 0; k < call_.boxes; ++k) {
+      loop::Box& box = boxes_[static_cast<size_t>(k)];
+      if (box.left_out) return true;
+      for (int64_t b = 0; b < bins() && box.finite; ++b) {
+        box.pooled(b, channel_);
+        if (box.close) return true;
+        box.spread(b, pooled(k, b), wanted[static_cast<size_t>(box.level_index())]);
+      }
+    }
+    for (size_t l = 0; l < grads.size(); ++l)
+      for (size_t i = 0; i < wanted[l].size(); ++i)
+        if (!agrees(gradient(grads[l], static_cast<int64_t>(i)), wanted[l][i], call_.dtype)) return false;
+    return true;
+  }
+
+ private:
+  int64_t bins() const { return int64_t{call_.pooled_d} * call_.pooled_h * call_.pooled_w; }
+  double pooled(int64_t box, int64_t bin) const {
+    const int64_t channels = call_.levels[0].channels;
+    const int64_t at = call_.pooled_channels_last ? (box * bins() + bin) * channels + channel_
+                                                  : (box * channels + channel_) * bins() + bin;
+    return loop::number(call_.pooled + at * item_size(call_.dtype), call_.dtype);
+  }
+  double gradient(const Level& grad, int64_t i) const {  // of cell i of a channel of all images
+    int64_t at = channel_ * grad.stride[1] + i / grad.cells() * grad.stride[0];
+    i %= grad.cells();
+    at += i % grad.width * grad.stride[4];
+    at += i / grad.width % grad.height * grad.stride[3];
+    at += i / grad.width / grad.height * grad.stride[2];
+    return loop::number(grad.data + at * item_size(call_.dtype), call_.dtype);
+  }
+
+  const Call& call_;
+  int64_t channel_;
+  std::vector<loop::Box> boxes_;
+};
+
+[[noreturn]] void fail(uint64_t seed, const char* what) {
+  std::fprintf(stderr, "seed %llu: %s\n", static_cast<unsigned long long>(seed), what);
+  std::exit(1);
+}
+
 // One random call in all three directions; returns everything it wrote, and adds its boxes to `boxes`.
 Bytes one_case(uint64_t seed, int64_t& boxes) {
   Random random(seed);
   Call call;
   call.kind = static_cast<Kind>(random.between(0, 5));
   call.dtype = static_cast<DType>(random.between(0, 3));
-  const bool is_long = random.chance(0.0005);
+  call.rank = info(call.kind).sensitive ? 2 : random.pick({1, 2, 2, 3});
+  const bool is_long = call.rank < 3 && random.chance(0.0005);
   const int64_t n = is_long ? 1 : random.between(0, 3);
   const int64_t c = is_long ? 1 : random.pick<int64_t>({0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 40});
-  call.pooled_h = static_cast<int32_t>(random.between(1, 9));
-  call.pooled_w = static_cast<int32_t>(random.between(1, 9));
+  // A long map of many bins' own channels would fill the memory.
+  const int64_t most_bins = is_long && info(call.kind).sensitive ? 1 : call.rank == 3 ? 5 : 9;
+  const int64_t most_cells = call.rank == 3 ? 12 : 40;
+  if (call.rank == 3) call.pooled_d = static_cast<int32_t>(random.between(1, most_bins));
+  if (call.rank > 1) call.pooled_h = static_cast<int32_t>(random.between(1, most_bins));
+  call.pooled_w = static_cast<int32_t>(random.between(1, most_bins));
   const int64_t group = call.group();
   std::vector<Tensor> maps, grads;
   std::vector<Level> levels, targets;
-  const bool tall = random.chance(0.5);
+  const bool tall = call.rank == 2 && random.chance(0.5);
   for (int64_t l = is_long ? 1 : random.between(1, 3); l > 0; --l) {
-    const int64_t h = is_long ? (tall ? kLong : 1) : random.between(1, 40);
-    const int64_t w = is_long ? (tall ? 1 : kLong) : random.between(1, 40);
-    maps.push_back(make_map(random, call.dtype, n, c * group, h, w, false));
-    grads.push_back(make_map(random, call.dtype, n, c * group, h, w, true));
+    const int64_t lengths[3] = {call.rank == 3 ? random.between(1, most_cells) : 1,
+                                is_long         ? (tall ? kLong : 1)
+                                : call.rank > 1 ? random.between(1, most_cells)
+                                                : 1,
+                                is_long ? (tall ? 1 : kLong) : random.between(1, most_cells)};
+    maps.push_back(make_map(random, call.dtype, n, c * group, lengths, false));
+    grads.push_back(make_map(random, call.dtype, n, c * group, lengths, true));
     levels.push_back(maps.back().level);
     targets.push_back(grads.back().level);
   }
@@ -157,8 +239,9 @@ Bytes one_case(uint64_t seed, int64_t& boxes) {
   Bytes rois;
   const double at = is_long ? static_cast<double>(kLong) - 20 : 0;
   if (is_long) levels[0].scale_y = levels[0].scale_x = 1;
-  call.rois_f64 ? fill_rois<double>(random, rois, call.boxes, n, 40, at)
-                : fill_rois<float>(random, rois, call.boxes, n, 40, at);
+  const auto size = static_cast<double>(most_cells);
+  call.rois_f64 ? fill_rois<double>(random, rois, call, n, size, at)
+                : fill_rois<float>(random, rois, call, n, size, at);
   call.rois = rois.data();
   std::vector<int64_t> level_of_box(static_cast<size_t>(call.boxes));
   for (int64_t& level : level_of_box) level = random.between(0, call.level_count - 1);
@@ -167,19 +250,23 @@ Bytes one_case(uint64_t seed, int64_t& boxes) {
   call.sampling_ratio = random.pick<int64_t>({0, 0, 1, 2, 2, 3, 10, 1000, 100000, int64_t{1} << 55, INT64_MAX});
   call.aligned = random.chance(0.5);
   call.pooled_channels_last = random.chance(0.3);
-  Bytes pooled(static_cast<size_t>(call.boxes * c * call.pooled_h * call.pooled_w * item_size(call.dtype)));
+  const int64_t bins = int64_t{call.pooled_d} * call.pooled_h * call.pooled_w;
+  Bytes pooled(static_cast<size_t>(call.boxes * c * bins * item_size(call.dtype)));
   Bytes box_grad(rois.size());
   call.pooled = pooled.data();
 
   const int64_t bad = forward(call);
   Bytes written = pooled;
+  // Float positions round, so that a loop in float64 may find other samples.
+  const bool is_held = bad < 0 && call.rois_f64 && c && !is_long && !info(call.kind).sensitive;
+  std::optional<Held> held;
+  if (is_held) held.emplace(call, random.between(0, c - 1));
+  if (held && !held->pooled_agrees()) fail(seed, "not the pooled values of a plain loop");
   for (char& byte : pooled) byte = static_cast<char>(random.between(0, 63));
-  if (backward_input(call, targets.data()) != bad || backward_boxes(call, box_grad.data()) != bad) {
-    std::fprintf(stderr, "seed %llu: the directions disagree about row %lld\n", static_cast<unsigned long long>(seed),
-                 static_cast<long long>(bad));
-    std::exit(1);
-  }
+  if (backward_input(call, targets.data()) != bad || backward_boxes(call, box_grad.data()) != bad)
+    fail(seed, "the directions disagree about the first bad row");
   if (bad >= 0) return {};
+  if (held && !held->gradient_agrees(targets)) fail(seed, "not the gradient to the maps of a plain loop");
   boxes += call.boxes;
   for (const Tensor& grad : grads) written.insert(written.end(), grad.bytes.begin(), grad.bytes.end());
   written.insert(written.end(), box_grad.begin(), box_grad.end());
@@ -212,8 +299,7 @@ int main(int count, char** arguments) {
       });
     for (std::thread& caller : callers) caller.join();
     for (const Bytes& answer : answers)
-      if (answer != alone)
-        return std::fprintf(stderr, "seed %llu: threads change the answer\n", (unsigned long long)seed), 1;
+      if (answer != alone) fail(seed, "threads change the answer");
   }
   std::printf("%lld cases of %lld boxes passed, 0 failed\n", static_cast<long long>(cases),
               static_cast<long long>(boxes));
