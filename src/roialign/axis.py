@@ -187,9 +187,13 @@ def integral_matrix(lo: Tensor, hi: Tensor, bins: int, length: int, scale: float
     p = torch.arange(bins, device=lo.device, dtype=lo.dtype)[:, None]
     # The cells' centres cut the bin into pieces. On each the map is linear, so a piece acts as one sample at its middle
     # that weighs its share of the bin.
-    begin = start + p * bin  # [K, P, 1]
-    skipped = (cells - begin).clamp(min=0)  # [K, P, L + 1] of the bin, before the piece
-    piece = torch.minimum(torch.minimum(cells + 1 - begin, bin - skipped), bin.clamp(max=1)).clamp(min=0)
+    begin, end = start + p * bin, start + (p + 1) * bin  # [K, P, 1]
+    # How much of the bin lies before the piece, [K, P, L + 1]; no more than there is, or a tiny bin makes it infinite.
+    skipped = torch.minimum(torch.where(cells > begin, cells - begin, 0), bin)
+    piece = torch.minimum(torch.minimum(cells + 1 - begin, bin - skipped), bin.clamp(max=1)).clamp(min=0).detach()
+    # A piece follows the bin where that begins or ends on it: at a cell's centre, the one to the right.
+    piece = torch.where(end.floor() == cells, piece + (end - end.detach()), piece)
+    piece = torch.where(begin.floor() == cells, piece - (begin - begin.detach()), piece)
     # Where the square of a bin is no number, the second derivative is 0 instead of NaN.
     whole = torch.where(bin > 1e-150, bin, torch.where(bin > 0, bin, 1).detach())
     share = piece / whole

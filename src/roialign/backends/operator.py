@@ -222,7 +222,7 @@ def _vmap_pool(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor,
         features = [spread(*pair).flatten(0, 1) for pair in zip(features, in_dims[0], strict=True)]
         if size * images > 2**24:  # float32 counts no further
             rois = rois.double()
-        shift = torch.arange(size, dtype=rois.dtype)[:, None, None] * images
+        shift = torch.arange(size, dtype=rois.dtype, device=rois.device)[:, None, None] * images
         rois = torch.cat([rois[..., :1] + shift, rois[..., 1:]], -1)
     out = DISPATCHED.pool(features, rois.flatten(0, 1).contiguous(), level, Pooling(*fields))
     return out.reshape(size, rois.shape[1], *out.shape[1:]), 0
