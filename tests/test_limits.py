@@ -102,13 +102,15 @@ def test_the_gradient_to_a_cell_is_its_weight_whatever_it_holds(backend: str) ->
         assert map.grad.flatten().tolist() == [0.25] * 4
 
 
-@pytest.mark.parametrize(("y", "height"), [(2.3, 1e-6), (2.3, 1e-11), (2.3, 1e-14), (0, 1e-9), (3, 1e-30), (0, 1e-300)])
+@pytest.mark.parametrize(("y", "height"), [(2.3, 1e-6), (2.3, 1e-11), (2.3, 1e-14), (0, 1e-9), (3, 1e-30), (0, 1e-300), (0, 1e-310)])
 def test_precise_pooling_of_a_tiny_box_has_its_slope(backend: str, y: float, height: float) -> None:
     """Seven bins, each worth its centre: half a cell's step for either edge, in y eight times that."""
     assert backend in backends.available()
     boxes = rows((1, y, 3, y + height)).requires_grad_()
     expected = [3.5, 28, 3.5, 28] if y + height > y else [0.0] * 4  # without area, 0
-    assert slope(prroi_pool(counting(), boxes, (7, 1)), boxes) == pytest.approx(expected)
+    pooled = prroi_pool(counting(), boxes, (7, 1))
+    assert pooled.flatten().tolist() == pytest.approx([8 * y + 2 if y + height > y else 0] * 7, abs=1e-4)
+    assert slope(pooled, boxes) == pytest.approx(expected)
 
 
 def test_precise_pooling_of_a_tiny_box_across_a_kink(backend: str) -> None:
@@ -121,6 +123,24 @@ def test_precise_pooling_of_a_tiny_box_across_a_kink(backend: str) -> None:
     pooled = prroi_pool(map, boxes, 1)
     assert pooled.item() == pytest.approx(half / 2, rel=1e-12)
     assert slope(pooled, boxes) == pytest.approx([-0.25, 0, 0.25, 0], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("x1", "x2", "expected"),
+    [(1, 1.5, [[0, 0], [0, 0]]), (0.5, 1, [[0, 0], [0, 6]]), (0.5, 1.5, [[0.75, 0.75], [0.75, 0.75]])],
+)
+def test_the_second_derivative_at_a_cells_centre_is_the_right_hand_one(
+    backend: str, x1: float, x2: float, expected: list[list[float]]
+) -> None:
+    """Along x the map rises by 1 and then, from x = 1 on, by 4. Beside an edge on that centre counts what lies to its
+    right: a box that begins there is on a line; one that ends there sees the steeper slope come, (4 - 1) / width.
+    The last box has that centre inside: there f(b) - mean is 1.625, twice that from the slope of 4 leaves 0.75."""
+    assert backend in backends.available()
+    map = torch.tensor([0.0, 1, 5, 9], dtype=torch.float64).expand(1, 1, 3, 4)
+    boxes = rows((x1, 0.5, x2, 1.5)).requires_grad_()
+    (grad,) = torch.autograd.grad(prroi_pool(map, boxes, 1).sum(), boxes, create_graph=True)
+    second = [torch.autograd.grad(grad[0, edge], boxes, retain_graph=True)[0][0, [1, 3]].tolist() for edge in (1, 3)]
+    torch.testing.assert_close(torch.tensor(second), torch.tensor(expected, dtype=torch.float32), rtol=0, atol=1e-6)
 
 
 def test_giant_boxes_are_counted_not_lost(backend: str) -> None:

@@ -299,6 +299,17 @@ def test_meta(name: str, dtype: torch.dtype, layout: torch.memory_format) -> Non
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in ("list", "pyramid")])
+def test_vmap_on_meta(name: str) -> None:
+    """A batch of maps, on another device than a new tensor is made on: as on the CPU."""
+    model, (input, rois) = MODULES[name](), example(4, seed=0)
+    found = []
+    for device in ("cpu", "meta"):
+        pooled = torch.vmap(model, (0, None))(input.expand(3, *input.shape).to(device), rois.to(device))
+        found.append((pooled.device.type, pooled.shape, pooled.dtype))
+    assert found == [(device, *found[0][1:]) for device in ("cpu", "meta")]
+
+
 def test_meta_refuses_what_a_call_refuses() -> None:
     input, rois = (tensor.to("meta") for tensor in example(2, seed=0))
     with pytest.raises(ValueError, match="expected it on the input's device, meta"):
