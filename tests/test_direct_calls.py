@@ -16,6 +16,7 @@ from helpers import rows, run_python
 from hostile import freed
 from roialign import prroi_pool, roi_align, roi_pool
 from roialign.backends import available
+from roialign.spec import KINDS
 
 native = pytest.mark.skipif(not available()["native"].ready, reason=available()["native"].reason)
 
@@ -147,6 +148,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] =
     "cells without map": (lambda: pool_grad(kind="cells"), ValueError, ("features", "no maps", "maximum")),
     "box gradient without map": (lambda: box_grad(features=[]), TypeError, ("features", "expected")),
     "box gradient of another map": (lambda: box_grad(features=[map_(2, 4, 8, 8)]), ValueError, ("grad", "4, 2, 2)")),
+    "box gradient of other bins": (lambda: box_grad(grad=map_(2, 3, 2, 3)), ValueError, ("grad", "(2, 3, 2, 2)")),
+    "box gradient of more boxes": (
+        lambda: box_grad(grad=map_(1, 1, 1, 1).expand(2**40, 3, 2, 2)), ValueError, ("grad", "expected (2, 3, 2, 2)"),
+    ),
     "box gradient, map freed": (lambda: box_grad(features=[freed(map_())]), ValueError, ("features[0]", "0 bytes")),
     "box gradient, empty map": (lambda: box_grad(features=[map_(2, 3, 0, 0)]), ValueError, ("row 0", "height 0")),
     "index of no axis": (lambda: index(torch.tensor(1.0)), ValueError, ("column", "()", "axis")),
@@ -165,6 +170,23 @@ def test_nonsense_is_refused_in_words(name: str) -> None:
         run()
     missing = [word for word in words if word not in str(raised.value)]
     assert not missing, f"{missing} not in {raised.value!s:.300}"
+
+
+@native
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_refuses_an_empty_map(kind: str) -> None:
+    for shape in (2, 4, 0, 8), (2, 4, 8, 0), (2, 4, 0, 0):
+        map, how = map_(*shape), {"kind": kind, "aligned": KINDS[kind].sensitive}
+        grad = map_(2, 1 if KINDS[kind].sensitive else 4, 2, 2)
+        for call in (
+            lambda: pool(features=[map], **how),  # noqa: B023
+            lambda: pool_grad(grad=grad, features=[map], shapes=list(shape), **how),  # noqa: B023
+            lambda: box_grad(grad=grad, features=[map], **how),  # noqa: B023
+        ):
+            with pytest.raises(
+                ValueError, match=f"row 0 on an empty feature map of height {shape[2]} and width {shape[3]}"
+            ):
+                call()
 
 
 @native

@@ -258,3 +258,22 @@ def test_per_sample_gradients() -> None:
     for i in range(2):
         for got, expected in zip(batched, slope(inputs[i], boxes[i]), strict=True):
             torch.testing.assert_close(got[i], expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", TO_INPUT)
+@pytest.mark.parametrize("changed", ["map", "boxes"])
+def test_what_is_changed_before_the_backward_pass_is_refused_or_not_needed(name: str, changed: str) -> None:
+    """Never the gradient of other numbers than those that were pooled."""
+    pool = TO_INPUT[name]
+    input, rois = generic_case()
+    (expected,) = torch.autograd.grad(pool(leaf := input.clone().requires_grad_(), rois.clone()).sum(), leaf)
+    leaf, boxes = input.clone().requires_grad_(), rois.clone()
+    pooled = pool(leaf, boxes)
+    with torch.no_grad():
+        (leaf if changed == "map" else boxes[:, 1:]).add_(0.7)
+    try:
+        (actual,) = torch.autograd.grad(pooled.sum(), leaf)
+    except RuntimeError as error:
+        assert "modified by an inplace operation" in str(error)  # noqa: PT017
+    else:
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)

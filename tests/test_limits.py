@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from helpers import rows, run_python
-from roialign import backends, prroi_pool, roi_align, roi_pool
+from helpers import for_bins, rows, run_python
+from roialign import backends, prroi_pool, ps_roi_align, ps_roi_pool, roi_align, roi_pool
 
 LENGTH = 2**24 + 3  # a float32 has none between 2**24 + 2 and 2**24 + 4
 
@@ -34,6 +35,36 @@ def test_roi_pool_stays_on_a_long_map(backend: str) -> None:
     roi_pool(map, box, 1).sum().backward()
     assert map.grad is not None
     assert map.grad.sum() == 1
+
+
+LONG: dict[str, Callable[[Tensor, Tensor, tuple[int, int]], Tensor]] = {
+    "avg": lambda map, boxes, bins: roi_align(map, boxes, bins, 1.0, 4),
+    "avg, adaptive": lambda map, boxes, bins: roi_align(map, boxes, bins, 1.0, 0, True),
+    "prroi": prroi_pool,
+    "pool": roi_pool,
+    "ps align": lambda map, boxes, bins: ps_roi_align(for_bins(map, 3), boxes, bins, 1.0, 4),
+    "ps pool": lambda map, boxes, bins: ps_roi_pool(for_bins(map, 3), boxes, bins),
+}
+
+
+@pytest.mark.skipif(not backends.available()["native"].ready, reason="needs the compiled core")
+@pytest.mark.parametrize("tall", [False, True])
+@pytest.mark.parametrize("name", LONG)
+def test_the_end_of_a_long_map_is_pooled_as_that_end_alone(name: str, tall: bool) -> None:
+    """Zeros but for the last 67 cells, and boxes there and beyond, an inverted one and one without extent too."""
+    begin, pool = 2**24 - 32, LONG[name]
+    end = torch.rand(1, 1, 1, 67, generator=torch.Generator().manual_seed(0))
+    map = torch.cat([torch.zeros(1, 1, 1, begin), end], -1)
+    boxes = rows((2, 0, 20, 1), (30, 0, 60, 1), (50, 0, 80, 1), (40, 0, 40, 1), (60, 0, 10, 1), dtype=torch.float32)
+    far = boxes + torch.tensor([0.0, begin, 0, begin, 0])
+    with backends.use("native"):
+        expected = pool(end, boxes.double(), (1, 3))
+        if tall:
+            map, far = map.transpose(2, 3), far[:, [0, 2, 1, 4, 3]]
+            pooled = pool(map, far, (3, 1)).transpose(2, 3)
+        else:
+            pooled = pool(map, far, (1, 3))
+    torch.testing.assert_close(pooled, expected, rtol=0, atol=1e-6)
 
 
 def test_roi_align_ends_on_a_long_map() -> None:
@@ -102,7 +133,9 @@ def test_the_gradient_to_a_cell_is_its_weight_whatever_it_holds(backend: str) ->
         assert map.grad.flatten().tolist() == [0.25] * 4
 
 
-@pytest.mark.parametrize(("y", "height"), [(2.3, 1e-6), (2.3, 1e-11), (2.3, 1e-14), (0, 1e-9), (3, 1e-30), (0, 1e-300), (0, 1e-310)])
+@pytest.mark.parametrize(
+    ("y", "height"), [(2.3, 1e-6), (2.3, 1e-11), (2.3, 1e-14), (0, 1e-9), (3, 1e-30), (0, 1e-300), (0, 1e-310)]
+)
 def test_precise_pooling_of_a_tiny_box_has_its_slope(backend: str, y: float, height: float) -> None:
     """Seven bins, each worth its centre: half a cell's step for either edge, in y eight times that."""
     assert backend in backends.available()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,6 +192,17 @@ def test_any_one_argument_may_take_a_call_over() -> None:
         assert pooler(x, boxes, [(8, 8)]) == "multi_scale_roi_align"
 
 
+@pytest.mark.parametrize("name", ["avg", "ps align", "list"])
+def test_a_graph_of_torch_fx_is_copied_saved_and_scripted(name: str) -> None:
+    model = MODULES[name]()
+    graph = torch.fx.symbolic_trace(model)
+    file = io.BytesIO()
+    torch.save(graph, file)
+    file.seek(0)
+    for each in (copy.deepcopy(graph), torch.load(file, weights_only=False), torch.jit.script(graph)):
+        assert_same(each, model, (4, 9))
+
+
 class Backbone(nn.Module):
     """A convolution and a pooler behind it."""
 
@@ -236,6 +249,18 @@ def test_jit_script(name: str, tmp_path: Path) -> None:
             found.append((leaf.grad, boxes.grad))
         torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
     assert type(model) in (RoIAlign, RoIPool, PrRoIPool, PSRoIAlign, PSRoIPool)
+
+
+@pytest.mark.parametrize("name", ["avg", "ps align", "pool"])
+def test_torchscript_that_is_frozen_and_optimised(name: str) -> None:
+    """Behind a convolution, traced and scripted: what folds constants and rewrites graphs leaves the operator alone."""
+    model = Backbone(MODULES[name]()).eval()
+    model.conv = nn.Conv2d(3, 3, 1)
+    with torch.no_grad():
+        for recorded in (torch.jit.trace(model, example(4, seed=0)), torch.jit.script(model)):
+            for each in (torch.jit.freeze(recorded), torch.jit.optimize_for_inference(recorded)):
+                for _ in range(3):  # the first runs are those that TorchScript profiles
+                    assert_same(each, model, (9, 4))
 
 
 @pytest.mark.parametrize(
