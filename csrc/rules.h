@@ -309,8 +309,8 @@ inline bool integral_taps(Taps& taps, double lo, double hi, double scale, int32_
 template <class T>
 bool cell_taps(Taps& taps, T lo, T hi, double scale, int32_t bins, int32_t length, bool mean) {
   const T first = std::round(lo * static_cast<T>(scale)), last = std::round(hi * static_cast<T>(scale));
-  const T size = std::max(last - first + (mean ? T(0) : T(1)), T(1));
-  if (!std::isfinite(lo) || !std::isfinite(hi) || !std::isfinite(first) || !std::isfinite(size)) return false;
+  const T span = last - first, size = std::max(span + (mean ? T(0) : T(1)), T(1));
+  if (!std::isfinite(lo) || !std::isfinite(hi) || !std::isfinite(first) || !std::isfinite(span)) return false;
   const T bin = size / static_cast<T>(bins), top = static_cast<T>(mean ? length - 1 : length);
   for (int32_t p = 0; p < bins; ++p, taps.end_row()) {
     const T from = std::floor(static_cast<T>(p) * bin) + first, to = std::ceil(static_cast<T>(p + 1) * bin) + first;

@@ -246,7 +246,7 @@ def pool_with_gradients(
     out, to_map, to_rois = np.zeros_like(grads), np.zeros_like(maps), np.zeros((len(rois), 1 + 2 * rank))
     for k, (image, *box) in enumerate(_rows(rois)):
         n = int(image)
-        if not np.isfinite(box).all():
+        if not _is_finite(box, scale):
             out[k] = math.nan
             continue
         bins = [
@@ -277,6 +277,15 @@ def pool_with_gradients(
                         along = along @ other.weight
                     to_rois[k, [rank - axis, 2 * rank - axis]] += g * np.array([row.lo @ along, row.hi @ along])
     return out, to_map, to_rois
+
+
+def _is_finite(box: list[float], scale: Sequence[float]) -> bool:
+    """The box's edges on the map and its sizes are numbers; Python's floats are float64."""
+    rank = len(scale)
+    lows, highs = (
+        [edge * factor for edge, factor in zip(part, scale[::-1], strict=True)] for part in (box[:rank], box[rank:])
+    )
+    return all(map(math.isfinite, (*box, *lows, *highs, *(high - low for low, high in zip(lows, highs, strict=True)))))
 
 
 def _weighed(image: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:

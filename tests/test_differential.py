@@ -81,8 +81,16 @@ def edges(rng: random.Random, length: int) -> tuple[float, float]:
     if sort == 3:  # giant
         far = 10 ** rng.uniform(1, rng.choice([4, 9, 38]))
         return rng.choice([(low, far), (-far, low), (-far, far), (far, -far), (-far, far / 3)])
-    if sort == 4 and rng.random() < 0.1:
-        return rng.choice([(low, math.nan), (math.inf, low), (-math.inf, math.inf), (5e-324, 1e-300)])
+    if sort == 4 and rng.random() < 0.3:  # where float64 ends: no number, a size that is none, tiny ones
+        ends = [
+            (low, math.nan),
+            (math.inf, low),
+            (-math.inf, math.inf),
+            (1.7e308, -1.7e308),
+            (5e-324, 1e-300),
+            (0, 1e-310),
+        ]
+        return rng.choice(ends)
     return low, place()
 
 

@@ -190,6 +190,19 @@ def test_giant_boxes_are_counted_not_lost(backend: str) -> None:
     assert prroi_pool(ones, wide, 1).item() == pytest.approx(5 / 6e38, rel=1e-5)
 
 
+def test_a_size_that_is_no_number_gives_nan(backend: str) -> None:
+    """Inverted too, and where boxes are rounded to whole cells: 3.4e308 is no float64. Such a box has no gradient."""
+    assert backend in backends.available()
+    map = torch.ones(1, 3, 3, 5, dtype=torch.float64, requires_grad=True)
+    for low, high in (1.7e308, -1.7e308), (-1.7e308, 1.7e308):
+        for boxes in rows((low, 0, high, 1)), rows((0, low, 1, high)):
+            for pool in LONG.values():
+                pooled = pool(map, boxes, (1, 3))
+                assert pooled.isnan().all()
+                (grad,) = torch.autograd.grad(pooled.nansum() + pooled.sum(), map)
+                assert not grad.any()
+
+
 @pytest.mark.parametrize("exponent", [24, 53, 54, 55, 62])
 def test_endless_grids_have_the_mean(backend: str, exponent: int) -> None:
     """More samples than a float32 or a float64 counts: the mean is the box's centre, the maximum its far corner."""

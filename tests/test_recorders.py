@@ -192,6 +192,7 @@ def test_any_one_argument_may_take_a_call_over() -> None:
         assert pooler(x, boxes, [(8, 8)]) == "multi_scale_roi_align"
 
 
+@pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")
 @pytest.mark.parametrize("name", ["avg", "ps align", "list"])
 def test_a_graph_of_torch_fx_is_copied_saved_and_scripted(name: str) -> None:
     model = MODULES[name]()
