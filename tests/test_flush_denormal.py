@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(not available()["native"].ready, reason=availabl
 
 EVERY_HALF = """
 import sys, torch
-from roialign import roi_align, roi_pool
+from roialign import prroi_pool, ps_roi_align, ps_roi_pool, roi_align, roi_pool
 from roialign.backends import available
 if not available()["native"].ready:
     print("lacks it:", available()["native"].reason)
@@ -35,6 +35,11 @@ for channels in (1, 16, 17):
             assert bool((pooled == 2.0**-24).all()), (channels, layout, mode)
             (grad,) = torch.autograd.grad(pooled, small, torch.full_like(pooled, 2.0**-14))
             assert bool((grad.float().sum((2, 3)) == 4 * 2.0**-14).all()), (channels, layout, mode)
+        for pool in (prroi_pool, ps_roi_align, ps_roi_pool):
+            pooled = pool(small, torch.tensor([[0.0, 0, 0, 2, 2]]), 1)
+            assert bool((pooled == 2.0**-24).all()), (channels, layout, pool)
+            (grad,) = torch.autograd.grad(pooled, small, torch.full_like(pooled, 2.0**-14))
+            assert bool((grad.float().sum((2, 3)) == 2.0**-14).all()), (channels, layout, pool)
 print("kept", every.numel())
 """
 
