@@ -10,20 +10,21 @@ namespace nb = nanobind;
 namespace roialign {
 namespace {
 
-constexpr int64_t kMostBins = 1 << 24;   // along one axis; a float32 position counts no further
-constexpr int64_t kMostCells = 1 << 30;  // along one axis; cells are counted in 32 bits
+constexpr int64_t kMostBins = 1 << 24;     // along one axis; a float32 position counts no further
+constexpr int64_t kMostVisited = 1 << 26;  // samples of one box, of a kind that visits each
+constexpr int64_t kMostCells = 1 << 30;    // along one axis; cells are counted in 32 bits
 constexpr int64_t kMostVolume = int64_t{1} << 60;
 
 // What errors say of a map of rank 1, 2 and 3, by rank - 1.
-struct Form {
-  const char *map, *pooled, *rois, *size, *scales, *lengths;
+struct Wording {
+  const char *map, *pooled, *size, *scales, *lengths;
 };
-constexpr Form kForms[] = {
-    {"[N, C, L]", "[K, C, length]", "[K, 3]", "(length,)", "one", "a length of at least 1"},
-    {"[N, C, H, W]", "[K, C, height, width]", "[K, 5]", "(height, width)", "y and x", "height and width of at least 1"},
-    {"[N, C, D, H, W]", "[K, C, depth, height, width]", "[K, 7]", "(depth, height, width)", "z, y and x",
+constexpr Wording kWordings[] = {
+    {"[N, C, L]", "[K, C, length]", "(length,)", "one", "a length of at least 1"},
+    {"[N, C, H, W]", "[K, C, height, width]", "(height, width)", "y and x", "height and width of at least 1"},
+    {"[N, C, D, H, W]", "[K, C, depth, height, width]", "(depth, height, width)", "z, y and x",
      "depth, height and width of at least 1"}};
-const Form& form(const Call& call) { return kForms[call.rank - 1]; }
+const Wording& wording(const Call& call) { return kWordings[call.rank - 1]; }
 
 int64_t integer(PyObject* value) {
   const long long result = PyLong_AsLongLong(value);
@@ -120,7 +121,7 @@ bool is_map_dtype(int64_t dtype) { return dtype >= 0 && dtype < kMapDTypes; }
 
 Array to_map(nb::handle tuple, const std::string& name, const Call& call) {
   const auto dtype = static_cast<int64_t>(call.dtype);
-  const Array map = to_array(tuple, name, 2 + call.rank, form(call).map);
+  const Array map = to_array(tuple, name, 2 + call.rank, wording(call).map);
   check_dtype(map, name, is_map_dtype(map.dtype), "float16, bfloat16, float32 or float64");
   check_dtype(map, name, map.dtype == dtype, "one dtype for all maps and the pooled tensor");
   int64_t cells = 1;
@@ -161,7 +162,7 @@ Level to_level(const Array& map) {
 void read_scales(nb::handle scales, const Call& call, std::vector<Level>& levels) {
   const auto rank = static_cast<size_t>(call.rank);
   if (nb::len(scales) != rank * levels.size())
-    refuse("scales", text(scales), form(call).scales + (" for each of " + std::to_string(levels.size()) + " maps"));
+    refuse("scales", text(scales), wording(call).scales + (" for each of " + std::to_string(levels.size()) + " maps"));
   double Level::* const axes[] = {&Level::scale_x, &Level::scale_y, &Level::scale_z};
   for (size_t i = 0; i < levels.size(); ++i)
     for (size_t axis = 0; axis < rank; ++axis)
@@ -182,7 +183,7 @@ void check_cells(const Call& call) {
         "length " + width, "height " + height + " and width " + width,
         "depth " + std::to_string(level.depth) + ", height " + height + " and width " + width};
     refuse("boxes", "row " + std::to_string(k) + " on an empty feature map of " + lengths[call.rank - 1],
-           form(call).lengths);
+           wording(call).lengths);
   }
 }
 
@@ -209,10 +210,11 @@ std::vector<Level> to_levels(nb::handle maps, const Call& call) {
 }
 
 void read_rois(nb::handle tuple, Call& call) {
-  const Array rois = to_array(tuple, "rois", 2, form(call).rois);
+  const std::string form = "[K, " + std::to_string(call.columns()) + "]";
+  const Array rois = to_array(tuple, "rois", 2, form.c_str());
   call.rois_f64 = is(rois.dtype, DType::float64);
   check_dtype(rois, "rois", call.rois_f64 || is(rois.dtype, DType::float32), "float32 or float64");
-  if (rois.size[1] != call.roi_size()) refuse("rois", rois.shape(), form(call).rois);
+  if (rois.size[1] != call.columns()) refuse("rois", rois.shape(), form);
   if (!rois.contiguous()) refuse("rois", "strides " + text(rois.tensor.attr("stride")()), "contiguous rows");
   check_memory(rois, "rois");
   call.rois = rois.data;
@@ -235,13 +237,21 @@ void read_level(nb::handle tuple, Call& call) {
 
 void read_size(nb::handle size, Call& call) {
   const auto rank = static_cast<size_t>(call.rank);
-  if (nb::len(size) != rank) refuse("output_size", text(size), form(call).size);
+  if (nb::len(size) != rank) refuse("output_size", text(size), wording(call).size);
   int32_t Call::* const axes[] = {&Call::pooled_w, &Call::pooled_h, &Call::pooled_d};
   for (size_t axis = 0; axis < rank; ++axis) {
     const auto bins = nb::cast<int64_t>(size[rank - 1 - axis]);
     if (bins < 1 || bins > kMostBins) refuse("output_size", text(size), "1 to 2**24 bins along each axis");
     call.*axes[axis] = static_cast<int32_t>(bins);
   }
+}
+
+// Rotated samples cannot be counted in closed form.
+void read_ratio(int64_t ratio, Call& call) {
+  call.sampling_ratio = ratio;
+  const auto samples = static_cast<double>(ratio) * static_cast<double>(ratio) * static_cast<double>(call.bins());
+  if (info(call.kind).form == Form::rotated && ratio > 0 && samples > static_cast<double>(kMostVisited))
+    refuse("sampling_ratio", std::to_string(ratio), "at most 2**26 samples of a box, since each is visited");
 }
 
 void read_pooled(const Array& pooled, const char* named, Call& call) {
@@ -274,12 +284,11 @@ Arguments to_arguments(Kind kind, nb::handle maps, nb::handle rois, nb::handle l
   Call& call = arguments.call;
   call.kind = kind;
   call.rank = to_rank(maps);
-  if (info(kind).sensitive && call.rank != 2)
-    refuse("kind", std::string(info(kind).name) + " of maps " + form(call).map, "maps [N, C, H, W]");
-  call.sampling_ratio = sampling_ratio;
+  if (info(kind).planar() && call.rank != 2)
+    refuse("kind", std::string(info(kind).name) + " of maps " + wording(call).map, "maps [N, C, H, W]");
   call.aligned = aligned;
 
-  const Array pooled = to_array(pooled_, named, 2 + call.rank, form(call).pooled);
+  const Array pooled = to_array(pooled_, named, 2 + call.rank, wording(call).pooled);
   check_dtype(pooled, named, is_map_dtype(pooled.dtype), "float16, bfloat16, float32 or float64");
   call.dtype = static_cast<DType>(pooled.dtype);
 
@@ -288,9 +297,10 @@ Arguments to_arguments(Kind kind, nb::handle maps, nb::handle rois, nb::handle l
   call.levels = arguments.levels.data();
   call.level_count = static_cast<int64_t>(arguments.levels.size());
 
+  read_size(size, call);
+  read_ratio(sampling_ratio, call);
   read_rois(rois, call);
   read_level(level, call);
-  read_size(size, call);
   read_pooled(pooled, named, call);
   check_cells(call);
   return arguments;

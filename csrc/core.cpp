@@ -11,12 +11,15 @@
 #include "kernels/kernels.h"
 #include "parallel.h"
 #include "plan.h"
+#include "stencil.h"
 
 namespace roialign {
 namespace {
 
 // Boxes whose tables exist at the same time, where the direction allows it.
 constexpr int64_t kChunk = 16384;
+// And the taps of stencils, which take more memory than two matrices.
+constexpr double kChunkTaps = 1 << 21;
 // Pooled values below which a second thread costs more than it brings.
 constexpr int64_t kSerial = 32768;
 // Pooled bytes from which finished tiles bypass the cache.
@@ -36,7 +39,9 @@ int64_t block_bytes(int64_t cells) {
 }
 int64_t item_size(DType type) { return kDTypes[static_cast<int>(type)].bytes; }
 const Directions& directions(const Call& call) {
-  return info(call.kind).sensitive ? kernels().sensitive : call.rank == 3 ? kernels().volume : kernels().common;
+  const KindInfo& kind = info(call.kind);
+  if (kind.gathers()) return kernels().gather;
+  return kind.sensitive ? kernels().sensitive : call.rank == 3 ? kernels().volume : kernels().common;
 }
 
 // Fresh memory arrives page by page, which costs more than the pooling itself; huge pages make it few.
@@ -113,6 +118,7 @@ struct Work {
     pooled_bytes = values * item_size(call.dtype);
     threads = values < kSerial ? 1 : thread_count();
     args.kind = call.kind;
+    args.rank = call.rank;
     args.pooled = {.data = call.pooled,
                    .channels = channels,
                    .size = values ? values / (call.boxes * channels) : 0,  // without values it may be no int64
@@ -127,7 +133,7 @@ struct Work {
 
   // What every direction needs; the blocks are added to it.
   Sizes sizes(const Plan<A>& plan) const {
-    const int64_t rows = args.tile_rows, strip = plan.most_columns * kBlockBytes;
+    const int64_t rows = args.tile_rows, strip = info(call.kind).gathers() ? 0 : plan.most_columns * kBlockBytes;
     Sizes sizes{};
     sizes.strips = std::max(rows, kDirectBlocks) * strip;
     sizes.more_strips = rows * strip;
@@ -178,7 +184,7 @@ Access access_of(const Work<A>& work, const Plan<A>& plan, const Group& group, c
     const Box<A>& box = plan.boxes[static_cast<size_t>(i)];
     // The short rows of a window cost several times as much as whole slices, which are packed as long ones.
     constexpr int64_t factor = 4;
-    cells += sensitive ? cost_of_a_bin(work, box, map) : touched_cells(box) * (box.z ? factor * box.z->touched : 1);
+    cells += sensitive ? cost_of_a_bin(work, box, map) : packed_cells(box) * (box.z ? factor * box.z->touched : 1);
   }
   return cells < all ? Access::windows : Access::whole;
 }
@@ -186,10 +192,22 @@ Access access_of(const Work<A>& work, const Plan<A>& plan, const Group& group, c
 // Cuts [0, count) in `parts` nearly equal ranges.
 int64_t cut(int64_t count, int64_t parts, int64_t part) { return count * part / parts; }
 
+// The end of the boxes from `begin` on whose tables exist at the same time.
+int64_t chunk_end(const Call& call, const Grouping& grouping, int64_t begin) {
+  int64_t end = std::min(begin + kChunk, call.boxes);
+  if (!info(call.kind).gathers()) return end;
+  double taps = 0;
+  for (int64_t i = begin; i < end; ++i) {
+    taps += expected_taps(call, grouping.rows[static_cast<size_t>(i)]);
+    if (taps > kChunkTaps) return std::max(i, begin + 1);
+  }
+  return end;
+}
+
 // Pieces that read the map: by channel block where the block is packed for all boxes, else by boxes, which keeps a
 // box's cells in the cache for all its channels. `ranges` are the channel blocks that must stay together.
 template <class A>
-void add_reading_pieces(const Work<A>& work, const Plan<A>& plan, int64_t ranges, BoxGrad* box_grad,
+void add_reading_pieces(const Work<A>& work, const Plan<A>& plan, int64_t ranges, double* box_grad,
                         std::vector<Piece>& pieces, Sizes& sizes) {
   const int64_t wanted = work.threads > 1 ? 8 * work.threads : 1;
   for (const Group& group : plan.groups) {
@@ -217,7 +235,8 @@ void add_reading_pieces(const Work<A>& work, const Plan<A>& plan, int64_t ranges
         piece.boxes = plan.boxes.data() + first;
         piece.channel = cut(work.blocks, channel_cuts, c) * work.lanes;
         piece.channel_end = std::min(cut(work.blocks, channel_cuts, c + 1) * work.lanes, work.channel_end);
-        if (box_grad) piece.box_grad = box_grad + c * static_cast<int64_t>(plan.boxes.size()) + first;
+        if (box_grad)
+          piece.box_grad = box_grad + (c * static_cast<int64_t>(plan.boxes.size()) + first) * (work.call.columns() - 1);
         pieces.push_back(piece);
       }
   }
@@ -229,8 +248,9 @@ void run_forward(const Call& call) {
   if (!work.blocks) return;
   expect_large(call.pooled, work.pooled_bytes);
   const Grouping grouping(call);
-  for (int64_t begin = 0; begin < call.boxes; begin += kChunk) {
-    const Plan<A> plan(call, grouping, begin, std::min(begin + kChunk, call.boxes), {}, work.threads);
+  for (int64_t begin = 0, end; begin < call.boxes; begin = end) {
+    end = chunk_end(call, grouping, begin);
+    const Plan<A> plan(call, grouping, begin, end, {}, work.threads);
     std::vector<Piece> pieces;
     Sizes sizes = work.sizes(plan);
     add_reading_pieces(work, plan, work.blocks, nullptr, pieces, sizes);
@@ -299,41 +319,39 @@ void run_backward_input(const Call& call, const Level* grads) {
   const Work<A> work(call);
   const Grouping grouping(call);
   // Between chunks the sums lie in the gradient itself, which a narrower type than the accumulator's must not.
-  const int64_t chunk = item_size(call.dtype) == sizeof(A) ? kChunk : std::max<int64_t>(call.boxes, 1);
-  for (int64_t begin = 0; begin == 0 || begin < call.boxes; begin += chunk) {
-    const Plan<A> plan(call, grouping, begin, std::min(begin + chunk, call.boxes), {true, false}, work.threads);
+  const bool narrow = item_size(call.dtype) < static_cast<int64_t>(sizeof(A));
+  for (int64_t begin = 0, end = -1; end < call.boxes; begin = end) {
+    end = narrow ? call.boxes : chunk_end(call, grouping, begin);
+    const Plan<A> plan(call, grouping, begin, end, {true, false}, work.threads);
     add_to_input(work, plan, grads, begin > 0);
   }
 }
 
 template <class A, class T>
 void run_backward_boxes(const Call& call, T* grad_rois) {
-  std::memset(grad_rois, 0, static_cast<size_t>(call.boxes * call.roi_size()) * sizeof(T));
+  const int64_t columns = call.columns(), edges = columns - 1;  // edges: or what the box has in their place
+  std::memset(grad_rois, 0, static_cast<size_t>(call.boxes * columns) * sizeof(T));
   const Work<A> work(call);
   if (info(call.kind).whole_cells || !work.blocks) return;
   const int64_t parts = std::min(kParts, work.blocks);
   const Grouping grouping(call);
-  for (int64_t begin = 0; begin < call.boxes; begin += kChunk) {
-    const Plan<A> plan(call, grouping, begin, std::min(begin + kChunk, call.boxes), {true, true}, work.threads);
-    const size_t count = plan.boxes.size();
-    std::vector<BoxGrad> sums(static_cast<size_t>(parts) * count);
+  for (int64_t begin = 0, end; begin < call.boxes; begin = end) {
+    end = chunk_end(call, grouping, begin);
+    const Plan<A> plan(call, grouping, begin, end, {true, true}, work.threads);
+    const int64_t values = (end - begin) * edges;  // of one part
+    std::vector<double> sums(static_cast<size_t>(parts * values));
     std::vector<Piece> pieces;
     Sizes sizes = work.sizes(plan);
     sizes.second = block_bytes(work.windows() * plan.most_cells);
     add_reading_pieces(work, plan, parts, sums.data(), pieces, sizes);
     work.run(pieces, directions(call).backward_boxes, sizes);
-    for (size_t i = 0; i < count; ++i) {
-      T* lower = grad_rois + call.roi_size() * plan.boxes[i].row + 1;
-      constexpr double BoxGrad::* edges[2][3] = {{&BoxGrad::x1, &BoxGrad::y1, &BoxGrad::z1},
-                                                 {&BoxGrad::x2, &BoxGrad::y2, &BoxGrad::z2}};
-      for (int side = 0; side < 2; ++side)
-        for (int axis = 0; axis < call.rank; ++axis) {
-          double total = 0;
-          for (size_t part = 0; part < static_cast<size_t>(parts); ++part)
-            total += sums[part * count + i].*edges[side][axis];
-          lower[side * call.rank + axis] = static_cast<T>(total);
-        }
-    }
+    for (int64_t i = 0; i < end - begin; ++i)
+      for (int64_t edge = 0; edge < edges; ++edge) {
+        double total = 0;
+        for (int64_t part = 0; part < parts; ++part)
+          total += sums[static_cast<size_t>(part * values + i * edges + edge)];
+        grad_rois[columns * plan.boxes[static_cast<size_t>(i)].row + 1 + edge] = static_cast<T>(total);
+      }
   }
 }
 

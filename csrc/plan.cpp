@@ -14,10 +14,11 @@ namespace {
 template <class T>
 int64_t bad_row(const Call& call) {
   const T* rois = static_cast<const T*>(call.rois);
+  const int64_t columns = call.columns();
   for (int64_t k = 0; k < call.boxes; ++k) {
     const int64_t level = call.level_of_box ? call.level_of_box[k] : 0;
     if (level < 0 || level >= call.level_count) return k;
-    const auto image = static_cast<double>(rois[call.roi_size() * k]);
+    const auto image = static_cast<double>(rois[columns * k]);
     // Written so that NaN fails too.
     if (!(image >= 0 && image < static_cast<double>(call.levels[level].images) && image == std::floor(image))) return k;
   }
@@ -25,7 +26,7 @@ int64_t bad_row(const Call& call) {
 }
 
 int64_t image_of(const Call& call, int64_t row) {
-  const int64_t at = call.roi_size() * row;
+  const int64_t at = call.columns() * row;
   return call.rois_f64 ? static_cast<int64_t>(static_cast<const double*>(call.rois)[at])
                        : static_cast<int64_t>(static_cast<const float*>(call.rois)[at]);
 }

@@ -25,10 +25,15 @@ struct Grouping {
   explicit Grouping(const Call& call);
 };
 
-// Of one slice where the map is a volume.
+// The cells that a box's window of one slice has room for; of a stencil, which need not touch most of them, those that
+// it packs.
 template <class A>
 int64_t touched_cells(const Box<A>& box) {
   return int64_t{box.y.touched} * box.x.touched;
+}
+template <class A>
+int64_t packed_cells(const Box<A>& box) {
+  return box.stencil ? box.stencil->cells : touched_cells(box);
 }
 
 // The tables of the boxes at places [begin, end) of a grouping. Within a group the boxes are ordered by their first

@@ -109,6 +109,14 @@ struct Samples {
       resizes = size > T(1);
       size = std::max(size, T(1));
     }
+    divide(ratio);
+  }
+  // Bins that begin at `start_` and have `size_` together, whatever box they are of.
+  Samples(T start_, T size_, int32_t bins_, int32_t length_, int64_t ratio)
+      : start(start_), size(size_), bins(bins_), length(length_) {
+    divide(ratio);
+  }
+  void divide(int64_t ratio) {
     bin = size / static_cast<T>(bins);
     grid = ratio > 0 ? static_cast<T>(ratio) : std::ceil(bin);
   }
@@ -150,6 +158,13 @@ struct Samples {
     return high;
   }
 };
+
+// Whether an axis has samples whose weight counts: of more than 2^50 of an adaptive grid those on the map weigh
+// nothing, and no double tells them apart.
+template <class T>
+bool counts(const Samples<T>& axis, int64_t ratio) {
+  return axis.grid > 0 && (ratio > 0 || static_cast<double>(axis.grid) * axis.bins < 0x1p50);
+}
 
 // Where one sample falls: cell j, and the fraction towards j + 1.
 template <class T>

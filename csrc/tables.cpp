@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "rules.h"
+#include "stencil.h"
 
 namespace roialign {
 
@@ -193,7 +194,7 @@ void build(const Call& call, Wanted wanted, Box<A>* boxes, int64_t count, Arena&
   }
   for (int64_t i = 0; i < count; ++i) {
     Box<A>& box = boxes[i];
-    const T* lower = static_cast<const T*>(call.rois) + call.roi_size() * box.row + 1;  // x first
+    const T* lower = static_cast<const T*>(call.rois) + call.columns() * box.row + 1;  // x first
     const T* upper = lower + call.rank;
     const Level& level = call.levels[call.level_of_box ? call.level_of_box[box.row] : 0];
     auto taps = [&](Taps& to, int axis, double scale, int32_t bins, int64_t length) {
@@ -220,6 +221,9 @@ void build(const Call& call, Wanted wanted, Box<A>* boxes, int64_t count, Arena&
 
 template <class A>
 void build_tables(const Call& call, Wanted wanted, Box<A>* boxes, int64_t count, Arena& arena) {
+  if (info(call.kind).gathers())
+    return call.rois_f64 ? build_stencils<A, double>(call, wanted, boxes, count, arena)
+                         : build_stencils<A, float>(call, wanted, boxes, count, arena);
   call.rois_f64 ? build<A, double>(call, wanted, boxes, count, arena)
                 : build<A, float>(call, wanted, boxes, count, arena);
 }

@@ -1,4 +1,5 @@
-// Boxes as matrices: for each box one banded matrix per axis (docs/derivation.md).
+// Boxes as matrices: for each box one banded matrix per axis (docs/derivation.md). Where there are no such matrices,
+// boxes as stencils.
 #pragma once
 
 #include <cstddef>
@@ -36,12 +37,33 @@ struct Axis {
   int32_t uniform = 0;  // taps in every row of bins when that is the same small number, else 0
 };
 
+// Derivatives of a tap's weight with respect to the numbers of its box in their order, and then to its bin's own two.
+constexpr int rates_of(Form form) { return form == Form::moved ? 6 : 5; }
+constexpr int own_rates(Form form) { return form == Form::moved ? 2 : 0; }
+
+struct Cell {
+  int32_t y, x;
+};
+
+// What stands for the two matrices where each bin has cells of its own: its taps, no two at the same cell. The axes of
+// such a box say in which rows and columns of the map its cells lie, and have no weights.
+template <class A>
+struct Stencil {
+  const int32_t* begin = nullptr;  // bin b, counted row by row, has the taps begin[b] .. begin[b + 1]
+  const Cell* cell = nullptr;      // of each tap
+  const A* weight = nullptr;
+  const A* rates = nullptr;    // rates_of(form) of each tap; only when the gradient to the boxes is wanted
+  const Run* spans = nullptr;  // for each row the cells from the first to the last one touched; `at` is within the row
+  int64_t cells = 0;           // in all spans
+};
+
 template <class A>
 struct Box {
-  Axis<A> y, x;                // y: of the map's one row where it has one axis alone
-  const Axis<A>* z = nullptr;  // of a volume; its matrix always has a transpose, as slices are taken one by one
-  int64_t row = 0;             // in rois and in the pooled tensor
-  bool finite = false;         // otherwise the answer is NaN and the axes are empty
+  Axis<A> y, x;                         // y: of the map's one row where it has one axis alone
+  const Axis<A>* z = nullptr;           // of a volume; its matrix always has a transpose: slices are taken one by one
+  const Stencil<A>* stencil = nullptr;  // of the kinds that gather, if the box is finite
+  int64_t row = 0;                      // in rois and in the pooled tensor
+  bool finite = false;                  // otherwise the answer is NaN and the axes are empty
 };
 
 // What the tables must hold besides the bins.

@@ -53,9 +53,8 @@ static void backward_boxes_piece(const KernelArgs& args, const Piece& piece) {
     if (i + 1 < piece.box_count && piece.access == Access::whole)
       fetch_ahead<S>(args, boxes[i + 1].row, channel, lanes);
     if (!box.y.touched || !box.x.touched) return;
-    BoxGrad& result = piece.box_grad[i];
-    const BoxGrad before = result;
-    auto add = [&](const View<A>& values) {
+    auto box_grad = [&](const View<A>& values) {
+      BoxGrad result;
       for_each_tile(args, [&](int32_t first, int32_t rows) {
         fetch<S>(args, box.row, channel, lanes, first, rows, tile);
         if (args.kind == Kind::max)
@@ -63,12 +62,12 @@ static void backward_boxes_piece(const KernelArgs& args, const Piece& piece) {
         else
           mean_box_grad(args, values, box, first, rows, tile, result);
       });
+      return result;
     };
-    add(view);
-    const double sum = result.y1 + result.y2 + result.x1 + result.x2;
-    if (sum - sum == 0) return;
-    result = before;
-    add(pack_finite<S>(piece.input, box, channel, lanes, reinterpret_cast<A*>(args.space.second)));
+    BoxGrad part = box_grad(view);
+    if (!part.finite())
+      part = box_grad(pack_finite<S>(piece.input, box, channel, lanes, reinterpret_cast<A*>(args.space.second)));
+    part.add_to(args, piece, i);
   });
 }
 

@@ -105,6 +105,15 @@ static void spread_columns(const Axis<A>& x, int32_t width, const A* pixels, int
   }
 }
 
+// Where a lane is not finite, 0.
+template <class A>
+static ROI_INLINE Lanes<A> finite_lanes(const Lanes<A>& lanes) {
+  A values[kLanes<A>];
+  lanes.store(values);
+  for (A& value : values) value = value - value == 0 ? value : A(0);
+  return Lanes<A>::load(values);
+}
+
 static inline int lanes_at(const Piece& piece, int64_t channel, int most) {
   return static_cast<int>(piece.channel_end - channel < most ? piece.channel_end - channel : most);
 }
@@ -148,6 +157,61 @@ static ROI_INLINE void for_each_block(const KernelArgs& args, const Piece& piece
       }
       visit(pack_window<S>(map, boxes[i], c, lanes, block), i, c, lanes);
     }
+}
+
+// Where the gradient of one channel block is accumulated: pixel (y, x) of the map lies at
+// base + ((y - row) * width + x) * kLanes.
+template <class A>
+struct Sum {
+  A* base;
+  int64_t row, row_end, width;
+  ROI_INLINE A* at(int64_t y, int64_t x) const { return base + ((y - row) * width + x) * kLanes<A>; }
+};
+
+template <class A>
+static void clear_rows(const Sum<A>& sum, int64_t from, int64_t to) {
+  if (from < to) __builtin_memset(sum.at(from, 0), 0, static_cast<size_t>((to - from) * sum.width * kBlockBytes));
+}
+
+// Calls visit(sum, box, channel, lanes) for every box that touches the piece's rows of the gradient to the map, and
+// writes these rows, channel block by channel block.
+//
+// A piece owns its channels of its rows of the map, and adds boxes in one fixed order: no atomics, and the same bits
+// however the work is cut.
+template <class S, class A, class Visit>
+static ROI_INLINE void for_each_sum(const KernelArgs& args, const Piece& piece, Visit&& visit) {
+  constexpr int n = kLanes<A>;
+  const auto* boxes = static_cast<const Box<A>*>(piece.boxes);
+  for (int64_t c = piece.channel; c < piece.channel_end; c += n) {
+    const int lanes = lanes_at(piece, c, n);
+    const Sum<A> sum{reinterpret_cast<A*>(args.space.block), piece.row, piece.row_end, piece.grad.width};
+    // Boxes come ordered by their first row: rows above it are finished, rows below the last one not yet begun.
+    int64_t begun = piece.row, finished = piece.row;
+    auto advance = [&](int64_t least, int64_t most) {
+      least = least < piece.row_end ? least : piece.row_end;
+      most = most < piece.row_end ? most : piece.row_end;
+      if (most > begun) {
+        piece.add ? pack_rows<S>(piece.grad, c, lanes, begun, most, sum.at(0, 0)) : clear_rows(sum, begun, most);
+        begun = most;
+      }
+      // Several rows at a time: a transpose of a short row is mostly rest.
+      if (least - finished >= 8 || least == piece.row_end) {
+        unpack_rows<S>(piece.grad, c, lanes, finished, least, sum.at(finished, 0));
+        finished = least;
+      }
+    };
+    for (int64_t i = 0; i < piece.box_count; ++i) {
+      const Box<A>& box = boxes[i];
+      if (!box.y.touched || !box.x.touched) continue;
+      const int64_t top = box.y.cell[0], bottom = last_row(box);
+      if (top >= piece.row_end) break;
+      if (bottom <= piece.row) continue;
+      advance(top, bottom);
+      if (i + 1 < piece.box_count) fetch_ahead<S>(args, boxes[i + 1].row, c, lanes);
+      visit(sum, box, c, lanes);
+    }
+    advance(piece.row_end, piece.row_end);
+  }
 }
 
 }  // namespace roialign::ROI_SET

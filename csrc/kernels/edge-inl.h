@@ -149,6 +149,14 @@ static View<A> pack_window(const Map& map, const Box<A>& box, int64_t channel, i
   constexpr int n = kLanes<A>;
   const int64_t width = box.x.touched;
   A* to = block;
+  if (box.stencil) {  // what no bin touches is left as it is
+    for (int32_t i = 0; i < box.y.touched; ++i, to += width * n) {
+      const Run& span = box.stencil->spans[i];
+      if (span.count)
+        pack_cells<S>(map, channel, lanes, box.y.cell[i], span.cell, span.count, to + int64_t{span.at} * n);
+    }
+    return {block, width * n, n, true};
+  }
   for (int32_t i = 0; i < box.y.touched; ++i, to += width * n)
     for (int32_t r = 0; r < box.x.runs; ++r) {
       const Run& run = box.x.run[r];

@@ -5,6 +5,25 @@
 
 namespace roialign::ROI_SET {
 
+// The gradient to the edges of one box, in pixels.
+struct BoxGrad {
+  double x1 = 0, y1 = 0, x2 = 0, y2 = 0, z1 = 0, z2 = 0;
+
+  bool finite() const {
+    const double all = x1 + y1 + x2 + y2 + z1 + z2;
+    return all - all == 0;
+  }
+  // To what the piece has of its box i, on the axes that the map has.
+  void add_to(const KernelArgs& args, const Piece& piece, int64_t i) const {
+    const double lower[] = {x1, y1, z1}, upper[] = {x2, y2, z2};
+    double* edges = piece.box_grad + i * 2 * args.rank;
+    for (int axis = 0; axis < args.rank; ++axis) {
+      edges[axis] += lower[axis];
+      edges[args.rank + axis] += upper[axis];
+    }
+  }
+};
+
 // The bins [first, last) among those in row `r` of a transposed matrix, which lists them in increasing order.
 template <class A>
 static ROI_INLINE void bins_between(const Matrix<A>& cells, int32_t r, int32_t first, int32_t last, int32_t& from,
@@ -43,15 +62,6 @@ static ROI_INLINE void add_rows(const A* rows, int64_t stride, const int32_t* in
     weight += some;
   }
 }
-
-// Where the gradient of one channel block is accumulated: pixel (y, x) of the map lies at
-// base + ((y - row) * width + x) * kLanes.
-template <class A>
-struct Sum {
-  A* base;
-  int64_t row, row_end, width;
-  ROI_INLINE A* at(int64_t y, int64_t x) const { return base + ((y - row) * width + x) * kLanes<A>; }
-};
 
 template <class A>
 static void mean_back(const KernelArgs& args, const Box<A>& box, int32_t first, int32_t rows, const A* tile,

@@ -37,11 +37,6 @@ enum class Access : int {
   direct,   // channels are adjacent already: read in place
 };
 
-// The gradient to the edges of one box, in pixels.
-struct BoxGrad {
-  double x1, y1, x2, y2, z1 = 0, z2 = 0;
-};
-
 // One unit of work: some boxes of one image, some of its channels.
 struct Piece {
   Map input, grad;
@@ -52,7 +47,7 @@ struct Piece {
   int64_t channel, channel_end;  // sensitive kinds: counted through all bins, in whole blocks
   int64_t row, row_end;          // backward to the input: only these rows of the map, or slices of the volume
   bool add;                      // backward to the input: to what is in `grad` already
-  BoxGrad* box_grad;             // backward to the boxes: [box_count], added to
+  double* box_grad;              // backward to the boxes: [box_count, columns - 1] as in the rois, added to
 };
 
 // The first greatest sample of one bin, lane by lane; NaN wins. -1: the bin is empty.
@@ -93,6 +88,7 @@ inline constexpr int64_t kDirectBlocks = 16;
 
 struct KernelArgs {
   Kind kind;
+  int rank;
   Pooled pooled;
   int32_t tile_rows;       // pooled rows handled together, which the workspace is made for
   int32_t tile_depth = 1;  // in so many pooled slices
@@ -107,8 +103,9 @@ struct Directions {
 
 struct KernelSet {
   const char* name;
-  Directions common, sensitive, volume;  // sensitive: where each bin has channels of its own
-  void (*finish)();                      // makes streamed stores visible; each worker calls it last
+  // sensitive: where each bin has channels of its own; gather: cells of its own
+  Directions common, sensitive, volume, gather;
+  void (*finish)();  // makes streamed stores visible; each worker calls it last
 };
 
 extern const KernelSet kernels_baseline, kernels_avx2, kernels_avx512;  // those of them that are built

@@ -180,6 +180,8 @@ extern const Kernel sensitive_forward_kernels[kMapDTypes], sensitive_backward_ke
     sensitive_box_grad_kernels[kMapDTypes];
 extern const Kernel volume_forward_kernels[kMapDTypes], volume_backward_kernels[kMapDTypes],
     volume_box_grad_kernels[kMapDTypes];
+extern const Kernel gather_forward_kernels[kMapDTypes], gather_backward_kernels[kMapDTypes],
+    gather_box_grad_kernels[kMapDTypes];
 
 template <class S>
 struct AccumulatorOf {

@@ -2,7 +2,7 @@
 //
 // The channels that one bin reads are a map of their own, only further apart. Its channels are the lanes, so that every
 // vector is full where a bin has channels enough, and packing a block of them reads nothing that no box will read.
-#include "kernels/contract-inl.h"
+#include "kernels/gradients-inl.h"
 
 namespace roialign::ROI_SET {
 
@@ -185,16 +185,9 @@ static void sensitive_box_grad_piece(const KernelArgs& args, const Piece& piece)
     const PooledBin<S> from(args, box.row, block);
     const Lanes<A> grad = load_lanes<S, A>(from.data, from.step, block.lanes);
     BoxGrad part = bin_box_grad(box, block, grad, cell);
-    const double all = part.x1 + part.y1 + part.x2 + part.y2;
-    if (all - all != 0)  // a cell that is not finite has no slope
-      part = bin_box_grad(box, block, grad, [&](int64_t y, int64_t x) {
-        A values[kLanes<A>];
-        cell(y, x).store(values);
-        for (A& value : values) value = value - value == 0 ? value : A(0);
-        return Lanes<A>::load(values);
-      });
-    BoxGrad& result = piece.box_grad[k];
-    result = {result.x1 + part.x1, result.y1 + part.y1, result.x2 + part.x2, result.y2 + part.y2};
+    if (!part.finite())  // a cell that is not finite has no slope
+      part = bin_box_grad(box, block, grad, [&](int64_t y, int64_t x) { return finite_lanes(cell(y, x)); });
+    part.add_to(args, piece, k);
   });
 }
 

@@ -168,21 +168,21 @@ static void volume_box_grad_piece(const KernelArgs& args, const Piece& piece) {
   auto* tile = reinterpret_cast<A*>(args.space.tile);
   for_each_volume<S, A>(args, piece, [&](Slices<S, A> slices, int64_t i) {
     if (!touches(slices.box)) return;
-    BoxGrad& result = piece.box_grad[i];
-    const BoxGrad before = result;
-    auto add = [&](bool careful) {
+    auto box_grad = [&](bool careful) {
+      BoxGrad result;
       for_each_bins(args, 0, args.pooled.depth, [&](const Bins& bins) {
         fetch_bins(args, slices, bins, tile);
         args.kind == Kind::max ? max_bins_box_grad(args, slices, bins, tile, careful, result)
                                : mean_bins_box_grad(args, slices, bins, tile, result);
       });
+      return result;
     };
-    add(false);
-    const double sum = result.x1 + result.x2 + result.y1 + result.y2 + result.z1 + result.z2;
-    if (sum - sum == 0) return;
-    result = before;
-    if (args.kind != Kind::max) slices.finite = reinterpret_cast<A*>(args.space.second);
-    add(true);
+    BoxGrad part = box_grad(false);
+    if (!part.finite()) {
+      if (args.kind != Kind::max) slices.finite = reinterpret_cast<A*>(args.space.second);
+      part = box_grad(true);
+    }
+    part.add_to(args, piece, i);
   });
 }
 

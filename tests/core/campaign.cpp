@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "core.h"
+#include "gathered.h"
 #include "kernels/kernels.h"
 #include "loop.h"
 #include "parallel.h"
@@ -93,8 +94,8 @@ constexpr int64_t kLong = (int64_t{1} << 24) + 3;
 
 template <class T>
 void fill_rois(Random& random, Bytes& bytes, const Call& call, int64_t images, double size, double at) {
-  const int64_t row = call.roi_size(), rank = call.rank;
-  bytes.resize(static_cast<size_t>(call.boxes * row) * sizeof(T));
+  const int64_t columns = call.columns(), rank = call.rank;
+  bytes.resize(static_cast<size_t>(call.boxes * columns) * sizeof(T));
   const double odd[] = {0,
                         -1,
                         0.5,
@@ -114,13 +115,14 @@ void fill_rois(Random& random, Bytes& bytes, const Call& call, int64_t images, d
                         1e-30,
                         4.9e-324,
                         std::floor(size / 2)};
-  for (int64_t i = 0; i < call.boxes * row; ++i) {
-    double value = at + random.near(size);
+  for (int64_t i = 0; i < call.boxes * columns; ++i) {
+    const int64_t column = i % columns;
+    double value = column <= 2 * rank ? at + random.near(size) : random.near(1);
     if (!at && random.chance(0.15)) value = odd[random.between(0, static_cast<int64_t>(std::size(odd)) - 1)];
     if (random.chance(0.3)) value = std::floor(2 * value) / 2;  // cells' centres and edges, aligned or not
-    if (i % row == 0) value = images ? static_cast<double>(random.between(0, images - 1)) : 0;
-    if (i % row == 0 && random.chance(0.002)) value = odd[random.between(5, 18)];
-    if (i % row > rank &&
+    if (column == 0) value = images ? static_cast<double>(random.between(0, images - 1)) : 0;
+    if (column == 0 && random.chance(0.002)) value = odd[random.between(5, 18)];
+    if (column > rank && column <= 2 * rank &&
         random.chance(0.1)) {  // the upper edge: a cell, nothing, next to nothing or a world from the lower
       T lower;
       std::memcpy(&lower, bytes.data() + static_cast<size_t>(i - rank) * sizeof(T), sizeof(T));
@@ -205,9 +207,9 @@ class Held {
 Bytes one_case(uint64_t seed, int64_t& boxes) {
   Random random(seed);
   Call call;
-  call.kind = static_cast<Kind>(random.between(0, 5));
+  call.kind = static_cast<Kind>(random.between(0, static_cast<int64_t>(std::size(kKinds)) - 1));
   call.dtype = static_cast<DType>(random.between(0, 3));
-  call.rank = info(call.kind).sensitive ? 2 : random.pick({1, 2, 2, 3});
+  call.rank = info(call.kind).planar() ? 2 : random.pick({1, 2, 2, 3});
   const bool is_long = call.rank < 3 && random.chance(0.0005);
   const int64_t n = is_long ? 1 : random.between(0, 3);
   const int64_t c = is_long ? 1 : random.pick<int64_t>({0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 40});
@@ -248,6 +250,7 @@ Bytes one_case(uint64_t seed, int64_t& boxes) {
   if (random.chance(0.02) && call.boxes) level_of_box[0] = random.pick<int64_t>({-1, call.level_count, INT64_MAX});
   if (call.level_count > 1 || random.chance(0.5)) call.level_of_box = level_of_box.data();
   call.sampling_ratio = random.pick<int64_t>({0, 0, 1, 2, 2, 3, 10, 1000, 100000, int64_t{1} << 55, INT64_MAX});
+  if (call.kind == Kind::rotated) call.sampling_ratio = std::min<int64_t>(call.sampling_ratio, 10);  // each is visited
   call.aligned = random.chance(0.5);
   call.pooled_channels_last = random.chance(0.3);
   const int64_t bins = int64_t{call.pooled_d} * call.pooled_h * call.pooled_w;
@@ -258,7 +261,7 @@ Bytes one_case(uint64_t seed, int64_t& boxes) {
   const int64_t bad = forward(call);
   Bytes written = pooled;
   // Float positions round, so that a loop in float64 may find other samples.
-  const bool is_held = bad < 0 && call.rois_f64 && c && !is_long && !info(call.kind).sensitive;
+  const bool is_held = bad < 0 && call.rois_f64 && c && !is_long && !info(call.kind).planar();
   std::optional<Held> held;
   if (is_held) held.emplace(call, random.between(0, c - 1));
   if (held && !held->pooled_agrees()) fail(seed, "not the pooled values of a plain loop");
@@ -288,7 +291,11 @@ int main(int count, char** arguments) {
     const char* const sets[] = {"baseline", "avx2", "avx512"};
     if (!choose_kernels(sets[seed % 3])) choose_kernels("");
     const Bytes alone = one_case(seed, boxes);
-    if (!threads) continue;
+    if (!threads) {
+      Random random(seed);
+      if (!gathered::one_case(random)) return std::fprintf(stderr, "seed %llu\n", (unsigned long long)seed), 1;
+      continue;
+    }
     set_thread_pool(parallel_for, two_threads);
     std::vector<Bytes> answers(4);
     std::vector<std::thread> callers;

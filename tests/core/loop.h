@@ -127,7 +127,7 @@ struct Total {
 class Box {
  public:
   Box(const Call& call, int64_t row) : call_(call) {
-    const auto* roi = static_cast<const double*>(call.rois) + call.roi_size() * row;
+    const auto* roi = static_cast<const double*>(call.rois) + call.columns() * row;
     level_ = call.level_of_box ? call.level_of_box[row] : 0;
     image_ = static_cast<int64_t>(roi[0]);
     const Level& level = this->level();
