@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -41,6 +42,24 @@ def by_image(rois: Tensor, images: int) -> list[Tensor]:
 def for_bins(input: Tensor, bins: int) -> Tensor:
     """The map with as many copies of each channel as a position-sensitive pooling has bins."""
     return input.repeat_interleave(bins, 1)
+
+
+Rois = TypeVar("Rois", Tensor, list[Tensor])
+
+
+def as_rotated(rois: Rois, angle: float = 0.4) -> Rois:
+    """Boxes turned about their centres: ``[K, 5]`` as ``[K, 6]``, or lists of ``[L, 4]`` as lists of ``[L, 5]``."""
+    if isinstance(rois, list):
+        return [as_rotated(torch.nn.functional.pad(part, (1, 0)), angle)[:, 1:] for part in rois]
+    index, low, high = rois[:, :1], rois[:, 1:3], rois[:, 3:]
+    return torch.cat([index, low / 2 + high / 2, high - low, torch.full_like(index, angle)], 1)
+
+
+def some_offset(rois: Tensor | list[Tensor], height: int, width: int) -> Tensor:
+    """Offsets of the bins of these boxes, the same for each box."""
+    each = torch.arange(2.0 * height * width).mul(1.7).sin().reshape(2, height, width)
+    parts = rois if isinstance(rois, list) else [rois]
+    return each.to(parts[0] if parts else each).expand(sum(map(len, parts)), -1, -1, -1)
 
 
 def generic_case(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

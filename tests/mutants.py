@@ -44,17 +44,25 @@ EXAMPLES = 25  # of each of hypothesis's tests
 MEMORY = 8 << 30  # bytes; more is a mutant caught
 
 # file -> its tests, the quickest first: the first failure ends a run.
-POOLS = ["test_limits.py", "test_differential.py", "test_ranks.py", "test_other_pools.py", "test_roi_align.py"]
+POOLS = [
+    "test_limits.py",
+    "test_differential.py",
+    "test_ranks.py",
+    "test_rotated.py",
+    "test_deformable.py",
+    "test_other_pools.py",
+    "test_roi_align.py",
+]
 CALLS = ["test_arguments.py", "test_ranks_calls.py", "test_errors.py"]
 TESTS = {
-    "src/roialign/axis.py": ["test_axis.py", *POOLS, "test_explain.py"],
+    "src/roialign/axis.py": ["test_axis.py", *POOLS, "test_gradients.py", "test_explain.py"],
     "src/roialign/boxes.py": [*CALLS, "test_multiscale.py", "test_differential.py"],
     "src/roialign/spec.py": [*CALLS, "test_multiscale.py", "test_layouts_dtypes.py"],
     "src/roialign/functional.py": [*CALLS, "test_position_sensitive.py", "test_layouts_dtypes.py", "test_recorders.py"],
     "src/roialign/modules.py": CALLS,
-    "src/roialign/levels.py": ["test_pyramid.py", "test_multiscale.py", *CALLS, "test_recorders.py"],
-    "src/roialign/pyramid.py": ["test_multiscale.py", *CALLS],
-    "src/roialign/backends/reference.py": [*POOLS, "test_multiscale.py", "test_layouts_dtypes.py"],
+    "src/roialign/levels.py": ["test_pyramid.py", "test_multiscale.py", *CALLS, "test_tracing.py", "test_recorders.py"],
+    "src/roialign/pyramid.py": ["test_import.py", "test_multiscale.py", *CALLS],
+    "src/roialign/backends/reference.py": [*POOLS, "test_multiscale.py", "test_layouts_dtypes.py", "test_gradients.py"],
     "src/roialign/backends/tracing.py": ["test_tracing.py"],
     "src/roialign/detection/evaluation.py": ["test_detection_evaluation.py", "test_detection_images.py"],
     "src/roialign/detection/tiles.py": ["test_detection_images.py", "test_detection_description.py"],

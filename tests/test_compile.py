@@ -10,8 +10,17 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from helpers import assert_pooled, for_bins, generic_case
-from roialign import MultiScaleRoIAlign, prroi_pool, ps_roi_align, ps_roi_pool, roi_align, roi_pool
+from helpers import as_rotated, assert_pooled, for_bins, generic_case
+from roialign import (
+    MultiScaleRoIAlign,
+    deform_roi_pool,
+    prroi_pool,
+    ps_roi_align,
+    ps_roi_pool,
+    roi_align,
+    roi_align_rotated,
+    roi_pool,
+)
 
 pytestmark = pytest.mark.usefixtures("backend", "fresh_compiler")
 
@@ -27,6 +36,8 @@ POOLS: dict[str, Pool] = {
     "ps_pool": lambda input, rois: ps_roi_pool(for_bins(input, 4), rois, 2),
     "line": lambda input, rois: roi_align(input[..., 3], rois[:, [0, 1, 3]], 2),
     "volume": lambda input, rois: roi_align(torch.stack([input, 2 * input], 2), rois[:, [0, 1, 2, 1, 3, 4, 3]], 2),
+    "rotated": lambda input, rois: roi_align_rotated(input, as_rotated(rois), 2, 1.0, 2),
+    "deform": lambda input, rois: deform_roi_pool(input, rois, rois[:, 1:3, None, None].expand(-1, -1, 2, 2), 2),
 }
 
 
@@ -45,7 +56,10 @@ def boxes(count: int) -> Tensor:
     return rois[torch.arange(count) % len(rois)] + nn.functional.pad(moved, (1, 0))
 
 
-@pytest.mark.parametrize("name", ["avg", "max fixed", "prroi", "pool", "ps_align", "ps_pool", "line", "volume"])
+@pytest.mark.parametrize(
+    "name",
+    ["avg", "max fixed", "prroi", "pool", "ps_align", "ps_pool", "line", "volume", "rotated", "deform"],
+)
 def test_compiled_forward_and_backward(name: str) -> None:
     input, _ = generic_case(dtype=torch.float32)
     compiled = torch.compile(POOLS[name], backend="aot_eager", fullgraph=True, dynamic=True)
@@ -143,7 +157,7 @@ def test_export_with_a_dynamic_map() -> None:
     assert_pooled(program.module()(larger, boxes(7)), POOLS["avg"](larger, boxes(7)), larger)
 
 
-@pytest.mark.parametrize("name", ["avg", "max fixed", "prroi", "pool", "ps_align", "ps_pool"])
+@pytest.mark.parametrize("name", ["avg", "max fixed", "prroi", "pool", "ps_align", "ps_pool", "rotated", "deform"])
 def test_a_wrong_box_in_compiled_code_too(name: str) -> None:
     """An index that names no image raises, a box that is not finite gives NaN, and the graph serves on."""
     input, _ = generic_case(dtype=torch.float32)

@@ -18,13 +18,24 @@ import torch
 from torch import Tensor
 
 import oracle
+import oracle_gather
 from helpers import DTYPES, RELATIVE
-from roialign import backends, prroi_pool, ps_roi_align, ps_roi_pool, roi_align, roi_pool
+from roialign import (
+    backends,
+    deform_roi_pool,
+    prroi_pool,
+    ps_roi_align,
+    ps_roi_pool,
+    roi_align,
+    roi_align_rotated,
+    roi_pool,
+)
 from roialign.spec import KINDS
 from strategies import LAYOUTS, lay_out
 
 SECONDS = float(os.environ.get("ROIALIGN_FUZZ_SECONDS", "16"))  # of all kinds together
 POOLINGS = [(name, rank) for name, kind in KINDS.items() for rank in kind.ranks]
+GATHERED = ("rotated", "moved")
 VISITED = 2  # boxes of each call that the loops pool too
 needs_native = pytest.mark.skipif(bool(not backends.available()["native"].ready), reason="needs the compiled core")
 
@@ -43,6 +54,12 @@ class Call:
 
     def pool(self, input: Tensor, rois: Tensor) -> Tensor:
         size = tuple(self.grad.shape[2:])
+        if self.kind == "rotated":
+            how = {"aligned": self.aligned, "unit": "radians"}
+            return roi_align_rotated(input, rois, size, self.scale, self.ratio, **how)  # type: ignore[arg-type]
+        if self.kind == "moved":
+            offset = rois[:, 5:].reshape(-1, 2, *size)
+            return deform_roi_pool(input, rois[:, :5], offset, size, self.scale, self.ratio, gamma=1.0)
         if self.kind == "cells":
             return roi_pool(input, rois, size, self.scale)
         if self.kind == "ps_avg":
@@ -105,14 +122,19 @@ def random_call(kind: str, rank: int, seed: int) -> Call:
     if rng.random() < 0.3:
         for _ in range(rng.randint(1, 2)):
             values.view(-1)[rng.randrange(values.numel())] = rng.choice([math.inf, -math.inf, math.nan])
-    scale, aligned = rng.choice([1.0, 1.0, 0.25, 0.3, 2.0]), rng.random() < 0.5 or kind == "ps_avg"
-    shift = 0.5 if aligned and kind in ("avg", "max", "ps_avg") else 0.0
+    scale, aligned = rng.choice([1.0, 1.0, 0.25, 0.3, 2.0]), rng.random() < 0.5 or kind in ("ps_avg", "moved")
+    shift = 0.5 if aligned and kind in ("avg", "max", "ps_avg", *GATHERED) else 0.0
     numbers = []
     for _ in range(rng.choice([1, 6, 40])):
         sides = [edges(rng, length) for length in reversed(lengths)]  # x first
         corners = [low for low, _ in sides] + [high for _, high in sides]
         numbers.append([rng.randrange(shape[0]), *((edge + shift) / scale for edge in corners)])
     rois = torch.tensor(numbers, dtype=torch.float64)
+    if kind == "rotated":
+        rois = turned(rng, rois)
+    if kind == "moved":
+        shifts = [[shift_of_a_bin(rng) for _ in range(2 * math.prod(size))] for _ in rois]
+        rois = torch.cat([rois, torch.tensor(shifts, dtype=torch.float64)], 1)
     if rng.random() < 0.5:
         rois = rois.float()
     grad = torch.randn((len(numbers), channels, *size), generator=generator, dtype=torch.float64)
@@ -122,13 +144,32 @@ def random_call(kind: str, rank: int, seed: int) -> Call:
         rois=rois,
         grad=grad.to(dtype),
         scale=scale,
-        ratio=rng.choice([0, 0, 0, 1, 2, 2, 3, 7, 100, 2**24 + 1, 2**40, 2**55]),
+        ratio=rng.choice([0, 0, 0, 1, 2, 2, 3, 7, *([100, 2**24 + 1, 2**40, 2**55] if kind != "rotated" else [30])]),
         aligned=aligned,
     )
 
 
+def turned(rng: random.Random, corners: Tensor) -> Tensor:
+    """Boxes turned about their centres. Of what only a rounding of the sine decides, such as a sample on the border of
+    the map, there is none: where edges are whole numbers of cells the angle is a quarter turn or any."""
+    low, high = corners[:, 1:3], corners[:, 3:]
+    size = (high / 2 - low / 2) * 2
+    centre = low / 2 + high / 2
+    angles = [rng.choice([0.0, rng.uniform(-7, 7), 1e-9, rng.uniform(-1e3, 1e3)]) for _ in corners]
+    return torch.cat([corners[:, :1], centre, size, torch.tensor(angles, dtype=torch.float64)[:, None]], 1)
+
+
+def shift_of_a_bin(rng: random.Random) -> float:
+    """In boxes."""
+    if rng.random() < 0.01:
+        return rng.choice([math.nan, math.inf, 1e30, -1e5])
+    return rng.choice([0.0, rng.uniform(-1, 1), rng.choice([0.5, -0.25, 1.0]), rng.uniform(-1e-9, 1e-9)])
+
+
 def decided(call: Call) -> Tensor:
     """``[K]`` bool: the slope of the box's maxima does not hang on a rounding, as where samples nearly coincide."""
+    if call.kind == "moved":  # where positions have no fraction, what moves with the box's size is a rounding times it
+        return ((call.rois[:, 3:5] - call.rois[:, 1:3]).double() * call.scale).abs().lt(2.0**40).all(1)
     if call.kind != "max":
         return torch.ones(len(call.rois), dtype=torch.bool)
     rank = call.rois.shape[1] // 2
@@ -185,7 +226,9 @@ def check(kind: str, rank: int, seed: int) -> int:
     native, reference = call.run("native"), call.run("reference")
     compare(call, native, reference, "native against reference")
     few = Call(kind, call.input, call.rois[:VISITED], call.grad[:VISITED], call.scale, call.ratio, call.aligned)
-    truth = oracle.pool_with_gradients(kind, few.input, few.rois, few.grad, scales(few), call.ratio, call.aligned)
+    truth = (oracle_gather if kind in GATHERED else oracle).pool_with_gradients(
+        kind, few.input, few.rois, few.grad, scales(few), call.ratio, call.aligned
+    )
     if truth is not None:
         for backend in ("native", "reference"):
             compare(few, few.run(backend), [torch.from_numpy(part) for part in truth], f"{backend} against loops")

@@ -13,8 +13,16 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import oracle
-from helpers import DTYPES, RELATIVE, for_bins, generic_case, rows
-from roialign import prroi_pool, ps_roi_align, ps_roi_pool, roi_align, roi_pool
+from helpers import DTYPES, RELATIVE, as_rotated, for_bins, generic_case, rows, some_offset
+from roialign import (
+    deform_roi_pool,
+    prroi_pool,
+    ps_roi_align,
+    ps_roi_pool,
+    roi_align,
+    roi_align_rotated,
+    roi_pool,
+)
 from strategies import Case, cases
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -32,6 +40,9 @@ POOLS: dict[str, Pool] = {
     "prroi": lambda input, rois: prroi_pool(input, rois, (2, 1), 0.9),
     "ps_align": lambda input, rois: ps_roi_align(for_bins(input, 2), rois, (2, 1), 0.9),
     "ps_align fixed": lambda input, rois: ps_roi_align(for_bins(input, 2), rois, (2, 1), 0.9, 2),
+    "rotated fixed": lambda input, rois: roi_align_rotated(input, as_rotated(rois), (2, 1), 0.9, 2, unit="radians"),
+    "deform": lambda input, rois: deform_roi_pool(input, rois, some_offset(rois, 2, 1), (2, 1), 0.9),
+    "deform fixed": lambda input, rois: deform_roi_pool(input, rois, some_offset(rois, 2, 1), (2, 1), 0.9, 2),
 }
 TO_INPUT: dict[str, Pool] = POOLS | {
     "pool": lambda input, rois: roi_pool(input, rois, (2, 1), 0.9),
@@ -260,20 +271,44 @@ def test_per_sample_gradients() -> None:
             torch.testing.assert_close(got[i], expected, rtol=0, atol=1e-10)
 
 
+def generic_image() -> tuple[Tensor, Tensor]:
+    """One image, whose map no backend needs to copy, and its boxes."""
+    input, rois = generic_case()
+    return input[:1].clone(), rois[rois[:, 0] == 0]
+
+
 @pytest.mark.parametrize("name", TO_INPUT)
 @pytest.mark.parametrize("changed", ["map", "boxes"])
-def test_what_is_changed_before_the_backward_pass_is_refused_or_not_needed(name: str, changed: str) -> None:
+@pytest.mark.parametrize("wants_boxes", [False, True])
+def test_what_is_changed_before_the_backward_pass_is_refused_or_not_needed(
+    name: str, changed: str, wants_boxes: bool
+) -> None:
     """Never the gradient of other numbers than those that were pooled."""
-    pool = TO_INPUT[name]
-    input, rois = generic_case()
-    (expected,) = torch.autograd.grad(pool(leaf := input.clone().requires_grad_(), rois.clone()).sum(), leaf)
-    leaf, boxes = input.clone().requires_grad_(), rois.clone()
-    pooled = pool(leaf, boxes)
-    with torch.no_grad():
-        (leaf if changed == "map" else boxes[:, 1:]).add_(0.7)
-    try:
-        (actual,) = torch.autograd.grad(pooled.sum(), leaf)
-    except RuntimeError as error:
-        assert "modified by an inplace operation" in str(error)  # noqa: PT017
-    else:
+    pool, found = TO_INPUT[name], []
+    for change in (False, True):
+        input, rois = generic_image()
+        wanted = [input.requires_grad_()] + ([rois.requires_grad_()] if wants_boxes and name not in CONSTANT else [])
+        pooled = pool(input, rois)
+        if change:
+            (input if changed == "map" else rois[:, 1:]).detach().mul_(0.7)
+        try:
+            found.append(torch.autograd.grad(pooled.sum(), wanted))
+        except RuntimeError as error:
+            assert change and "modified by an inplace operation" in str(error)  # noqa: PT017, PT018
+            return
+    for actual, expected in zip(*found, strict=True):
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", [name for name in TO_INPUT if name not in CONSTANT])
+def test_a_map_that_begins_to_require_a_gradient_after_the_forward(name: str) -> None:
+    """The gradient to the boxes is what it would have been, and the map has none."""
+    found = []
+    for begins in (False, True):
+        input, rois = generic_image()
+        pooled = TO_INPUT[name](input, rois.requires_grad_())
+        input.requires_grad_(begins)
+        pooled.sum().backward()
+        assert input.grad is None
+        found.append(rois.grad)
+    torch.testing.assert_close(*found, rtol=0, atol=0)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import io
 import math
 import pickle
-import sys
-import types
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -260,54 +256,6 @@ def test_works_where_torchvision_cannot_be_imported(backend: str) -> None:
         "    print(each(x, boxes, [(256, 256)]).flatten().tolist())\n"
     )
     assert run_python(code, backend).split("\n")[:3] == ["[0.0, 1.0]"] * 3
-
-
-class Broken(types.ModuleType):
-    """A library whose own core does not go with this PyTorch."""
-
-    def __getattr__(self, name: str) -> object:
-        raise RuntimeError("operator torchvision::nms does not exist")
-
-
-class Absent:
-    """Finds no torchvision."""
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if name == "torchvision":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-def imported_with(monkeypatch: pytest.MonkeyPatch, **libraries: types.ModuleType) -> tuple[Any, list[str]]:
-    """Our pyramid's module, imported anew with these libraries in torchvision's place or none, and the warnings."""
-    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path[:1], Absent(), *sys.meta_path[1:]])
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        monkeypatch.delitem(sys.modules, name)
-    for name, library in libraries.items():
-        monkeypatch.setitem(sys.modules, name.replace("_", "."), library)
-    found = importlib.util.find_spec("roialign.pyramid")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        found.loader.exec_module(module)
-    return module, [str(warning.message) for warning in caught]
-
-
-def test_a_torchvision_that_is_broken_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And one that is not there is not: nobody asked for it."""
-    module, told = imported_with(monkeypatch)
-    assert (module.MultiScaleRoIAlign.__base__, told) == (nn.Module, [])
-    module, told = imported_with(monkeypatch, torchvision=types.ModuleType("torchvision"))  # without .ops
-    assert module.MultiScaleRoIAlign.__base__ is nn.Module
-    assert [each.split(":")[0] for each in told] == [
-        "torchvision's detectors will not take roialign.MultiScaleRoIAlign"
-    ]
-    module, told = imported_with(monkeypatch, torchvision_ops=Broken("torchvision.ops"))
-    assert module.MultiScaleRoIAlign.__base__ is nn.Module
-    assert told == [
-        "torchvision's detectors will not take roialign.MultiScaleRoIAlign: operator torchvision::nms does not exist"
-    ]
 
 
 def test_the_least_canonical_scale_and_names_for_what_follows() -> None:

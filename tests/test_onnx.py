@@ -197,6 +197,8 @@ REFUSALS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str, str]] = {
         r"no maps \[N, C, D, H, W\]",
         "decomposition_table.*AOTInd",
     ),
+    "rotated": (lambda x, r: roialign.roi_align_rotated(x, r[:, [0, 1, 2, 3, 4, 1]], 1), "rotated", "decomposition_ta"),
+    "moved": (lambda x, r: roialign.deform_roi_pool(x, r, None, 1), "deformable", "decomposition_table"),
     "boxes' dtype": (lambda x, r: roialign.roi_align(x, r.double(), 3), "one dtype.*boxes are float64", "boxes.float"),
 }
 
@@ -212,10 +214,27 @@ REFUSALS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str, str]] = {
         (roialign.RoIAlign(2, 0.5, 2, mode="max"), 3),
         (roialign.PrRoIPool((2, 1, 3), 0.5), 3),
         (roialign.RoIPool(2, 0.5), 3),
+        (lambda x, rois: roialign.roi_align_rotated(x, torch.cat([rois, rois[:, 1:2]], 1), (2, 3), 0.5, 2), 2),
+        (
+            lambda x, rois: roialign.deform_roi_pool(
+                x, rois, rois[:, 1:3, None, None].expand(-1, -1, 2, 3) * 0.1, (2, 3), 0.5
+            ),
+            2,
+        ),
     ],
-    ids=["align", "adaptive", "pool", "volume", "volume's maximum", "volume's integral", "volume's cells"],
+    ids=[
+        "align",
+        "adaptive",
+        "pool",
+        "volume",
+        "volume's maximum",
+        "volume's integral",
+        "volume's cells",
+        "rotated",
+        "deform",
+    ],
 )
-def test_plain_aten_where_onnx_has_no_node(pool: nn.Module, rank: int) -> None:
+def test_plain_aten_where_onnx_has_no_node(pool: Callable[[Tensor, Tensor], Tensor], rank: int) -> None:
     generator = torch.Generator().manual_seed(0)
     inputs: tuple[Tensor, Tensor] = torch.randn(2, 12, 19, 23, generator=generator), random_rois(20)
     if rank == 3:

@@ -17,7 +17,16 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 import roialign
 from helpers import assert_pooled, run_python
-from roialign import MultiScaleRoIAlign, PrRoIPool, PSRoIAlign, PSRoIPool, RoIAlign, RoIPool
+from roialign import (
+    DeformRoIPool,
+    MultiScaleRoIAlign,
+    PrRoIPool,
+    PSRoIAlign,
+    PSRoIPool,
+    RoIAlign,
+    RoIAlignRotated,
+    RoIPool,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
@@ -65,6 +74,31 @@ class Ranked(nn.Module):
         return self.pooler(input.unflatten(2, (3, 4)), rois[:, [0, 1, 2, 1, 3, 4, 3]])
 
 
+class Turned(nn.Module):
+    """A pooler of rotated boxes."""
+
+    def __init__(self, pooler: nn.Module) -> None:
+        super().__init__()
+        self.pooler = pooler
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        """Corners are taken for centres and sizes, and the width for an angle, too."""
+        return self.pooler(input, torch.cat([rois, rois[:, 3:4] * 3], 1))
+
+
+class Moved(nn.Module):
+    """A pooler that gets offsets."""
+
+    def __init__(self, pooler: nn.Module) -> None:
+        super().__init__()
+        self.pooler = pooler
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        """The boxes give the offsets, different ones for the bins."""
+        bins = torch.arange(6, dtype=rois.dtype, device=rois.device).reshape(2, 3) - 2
+        return self.pooler(input, rois, rois[:, 1:3, None, None] * bins * 0.1)
+
+
 MODULES: dict[str, Callable[[], nn.Module]] = {
     "avg": lambda: RoIAlign(2, 0.5, 2),
     "adaptive, aligned": lambda: RoIAlign((3, 2), (0.5, 0.4), 0, aligned=True),
@@ -77,6 +111,9 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "line": lambda: Ranked(RoIAlign(2, 0.5, 0), 1),
     "volume": lambda: Ranked(RoIAlign((2, 1, 3), (0.5, 0.4, 0.3), 2, True), 3),
     "volume's maximum": lambda: Ranked(RoIAlign(2, 0.5, 2, mode="max"), 3),
+    "rotated": lambda: Turned(RoIAlignRotated(2, 0.5, 2)),
+    "deform": lambda: Moved(DeformRoIPool((2, 3), (0.5, 0.4), 2)),
+    "deform, adaptive": lambda: Moved(DeformRoIPool((2, 3), 0.5, 0, gamma=0.2)),
     "list": lambda: Split(RoIAlign(2, 0.5, 2)),
     "pyramid": lambda: Pyramid(MultiScaleRoIAlign(["0", "1"], 2, 2, canonical_scale=10, canonical_level=2)),
 }
@@ -148,7 +185,7 @@ def test_make_fx(name: str, mode: str, pre_dispatch: bool) -> None:
     assert_same(graph, model, (4,) if mode != "symbolic" else (4, 9))
 
 
-@pytest.mark.parametrize("name", ["avg", "max", "prroi", "pool", "ps align", "ps pool", "list"])
+@pytest.mark.parametrize("name", ["avg", "max", "prroi", "pool", "ps align", "ps pool", "rotated", "deform", "list"])
 def test_torch_fx(name: str) -> None:
     """A call of ours is one node."""
     model = MODULES[name]()
@@ -168,39 +205,14 @@ def test_torch_fx_of_a_function_and_of_a_pyramid() -> None:
     assert_same(torch.fx.symbolic_trace(pyramid), pyramid, (4, 9))
 
 
-class Watching:
-    """Takes a call over, as PyTorch's protocol lets any argument do."""
-
-    @classmethod
-    def __torch_function__(cls, function: object, types: object, args: object = (), kwargs: object = None) -> str:
-        return getattr(function, "__name__", "")
-
-
-def test_any_one_argument_may_take_a_call_over() -> None:
-    maps, rois = torch.ones(1, 1, 8, 8), torch.ones(1, 4)
-    watching: Any = Watching()
-    for arguments in ((watching, [rois]), (maps, watching), (maps, [watching]), (maps, (watching,))):
-        assert roialign.roi_align(*arguments, 2) == "roi_align"
-    pooler = roialign.MultiScaleRoIAlign(["0"], 2, 2)
-    given: list[tuple[Any, Any]] = [
-        (watching, [rois]),
-        ({"0": watching}, [rois]),
-        ({"0": maps}, watching),
-        ({"0": maps}, [watching]),
-    ]
-    for x, boxes in given:
-        assert pooler(x, boxes, [(8, 8)]) == "multi_scale_roi_align"
-
-
-@pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")
 @pytest.mark.parametrize("name", ["avg", "ps align", "list"])
-def test_a_graph_of_torch_fx_is_copied_saved_and_scripted(name: str) -> None:
+def test_a_graph_of_torch_fx_is_copied_and_saved(name: str) -> None:
     model = MODULES[name]()
     graph = torch.fx.symbolic_trace(model)
     file = io.BytesIO()
     torch.save(graph, file)
     file.seek(0)
-    for each in (copy.deepcopy(graph), torch.load(file, weights_only=False), torch.jit.script(graph)):
+    for each in (copy.deepcopy(graph), torch.load(file, weights_only=False)):
         assert_same(each, model, (4, 9))
 
 
@@ -262,6 +274,38 @@ def test_torchscript_that_is_frozen_and_optimised(name: str) -> None:
             for each in (torch.jit.freeze(recorded), torch.jit.optimize_for_inference(recorded)):
                 for _ in range(3):  # the first runs are those that TorchScript profiles
                     assert_same(each, model, (9, 4))
+
+
+@pytest.mark.parametrize("form", ["rows", "list"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        RoIAlignRotated((3, 2), (0.5, 0.4), 0, clockwise=True),
+        RoIAlignRotated(2, 0.5, 2, aligned=False, unit="radians"),
+        DeformRoIPool((2, 3), 0.5, 2),
+        DeformRoIPool((2, 3), (0.5, 0.4), 0, gamma=0.5),
+    ],
+    ids=["rotated", "rotated in radians", "deform", "deform, adaptive"],
+)
+def test_jit_script_of_rotated_and_moved(model: nn.Module, form: str) -> None:
+    """As above, with their own boxes and offsets; without any offset, too."""
+    scripted = torch.jit.script(model)
+    input, rois = example(6, seed=1)
+    if isinstance(model, RoIAlignRotated):
+        rois = torch.cat([rois, rois[:, 3:4]], 1)
+    boxes = rois if form == "rows" else [rois[::2, 1:], rois[1::2, 1:]]
+    more: list[tuple[Any, ...]] = [()]
+    if isinstance(model, DeformRoIPool):
+        more += [(None,), (torch.randn(6, 2, 2, 3, generator=torch.Generator().manual_seed(0)),)]
+    for arguments in more:
+        found = []
+        for pool in (scripted, model):
+            leaf = input.clone().requires_grad_()
+            pooled = pool(leaf, boxes, *arguments)
+            pooled.square().sum().backward()
+            found.append((pooled.detach(), leaf.grad))
+        torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+        assert found[0][0].abs().sum() > 1
 
 
 @pytest.mark.parametrize(

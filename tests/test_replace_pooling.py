@@ -16,8 +16,10 @@ import torch
 import torchvision.ops
 from torch import Tensor, nn
 
+import oracle
+import oracle_gather
 import roialign
-from helpers import assert_pooled, generic_case
+from helpers import as_rotated, assert_pooled, generic_case, some_offset
 from roialign.integrations.detectron2 import ROIPooler
 
 
@@ -94,7 +96,10 @@ def test_detectron2s_pyramid_in_one_call() -> None:
 
 
 def test_a_pyramid_over_other_poolers_is_left_but_not_what_is_inside() -> None:
-    rotated = foreign("detectron2.layers.roi_align_rotated.ROIAlignRotated", torchvisions)
+    rotated = foreign(
+        "detectron2.layers.roi_align_rotated.ROIAlignRotated", torchvisions,
+        output_size=(2, 3), spatial_scale=0.25, sampling_ratio=2,
+    )  # fmt: skip
     uneven = detectron2_pyramid([detectron2_align(0.25), detectron2_align(0.125, aligned=False)])
     model = nn.ModuleDict({
         "rotated": detectron2_pyramid([rotated]),
@@ -102,9 +107,9 @@ def test_a_pyramid_over_other_poolers_is_left_but_not_what_is_inside() -> None:
         "uneven": uneven,
     })  # fmt: skip
     done = roialign.accelerate(model)
-    assert set(done.replaced) == {"cells.level_poolers.0", "uneven.level_poolers.0", "uneven.level_poolers.1"}
+    inside = {"rotated.level_poolers.0", "cells.level_poolers.0", "uneven.level_poolers.0", "uneven.level_poolers.1"}
+    assert set(done.replaced) == inside
     assert "ROIAlignRotated; expected ROIAlign" in done.left["rotated"]
-    assert "rotated boxes" in done.left["rotated.level_poolers.0"]
     assert "RoIPool; expected ROIAlign" in done.left["cells"]
     assert "differ" in done.left["uneven"]
 
@@ -128,6 +133,48 @@ def test_single_modules_give_what_they_gave(aligned: bool) -> None:
     for name, module in model.items():
         assert type(module).__module__.startswith("roialign.")
         assert_pooled(module(input, rois), expected[name], input)
+
+
+def test_rotated_deformable_and_exact_modules_give_what_they_gave() -> None:
+    """Each in its package's convention, by plain loops: detectron2's degrees, mmcv's radians and clockwise sense."""
+    input, rois = generic_case()
+    usual = {"output_size": (2, 3), "spatial_scale": 0.9, "sampling_ratio": 2}
+    radians = as_rotated(rois[:4], 0.7)
+    degrees = torch.cat([radians[:, :5], radians[:, 5:].rad2deg()], 1)
+    flipped = torch.cat([radians[:, :5], -radians[:, 5:]], 1)
+    offset = some_offset(rois, 2, 3)
+    rotated, moved = oracle_gather.roi_align_rotated, oracle_gather.deform_roi_pool
+    cases: dict[str, tuple[nn.Module, tuple[Tensor, ...], Tensor]] = {
+        "detectron2": (
+            foreign("detectron2.layers.roi_align_rotated.ROIAlignRotated", torchvisions, **usual),
+            (degrees,),
+            rotated(input, radians, (2, 3), (0.9, 0.9), 2, True),
+        ),
+        "mmcv": (
+            foreign("mmcv.ops.roi_align_rotated.RoIAlignRotated", torchvisions, **usual, aligned=False, clockwise=True),
+            (radians,),
+            rotated(input, flipped, (2, 3), (0.9, 0.9), 2, False),
+        ),
+        "deformable": (
+            foreign("mmcv.ops.deform_roi_pool.DeformRoIPool", torchvisions, **usual, gamma=0.3),
+            (rois, offset),
+            moved(input, torch.cat([rois, 0.3 * offset.flatten(1)], 1), (2, 3), (0.9, 0.9), 2),
+        ),
+        "still": (
+            foreign("mmcv.ops.deform_roi_pool.DeformRoIPool", torchvisions, **usual, gamma=0.3),
+            (rois,),
+            oracle.roi_align(input, rois, (2, 3), (0.9, 0.9), 2, True),
+        ),
+        "exact": (
+            foreign("mmcv.ops.prroi_pool.PrRoIPool", torchvisions, output_size=(2, 3), spatial_scale=0.9),
+            (rois,),
+            oracle.prroi_pool(input, rois, (2, 3), (0.9, 0.9)),
+        ),
+    }
+    model = nn.ModuleDict({name: module for name, (module, _, _) in cases.items()})
+    assert set(roialign.accelerate(model).replaced) == set(cases)
+    for name, (_, boxes, expected) in cases.items():
+        assert_pooled(model[name](input, *boxes), expected, input)
 
 
 def test_mmcvs_max_mode_is_ours() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import RELATIVE, run_python
-from roialign import prroi_pool, ps_roi_align, ps_roi_pool, roi_align, roi_pool
+from helpers import RELATIVE, as_rotated, run_python, some_offset
+from roialign import deform_roi_pool, prroi_pool, ps_roi_align, ps_roi_pool, roi_align, roi_align_rotated, roi_pool
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -33,6 +33,8 @@ def work(seed: int) -> list[Tensor]:
         lambda map, box: roi_pool(map, box, 3),
         lambda map, box: ps_roi_align(map[:, :18], box, 3),
         lambda map, box: ps_roi_pool(map[:, :18], box, 3),
+        lambda map, box: roi_align_rotated(map, as_rotated(box), 3),
+        lambda map, box: deform_roi_pool(map, box, some_offset(box, 3, 3), 3, 1.0, 2),
     ):
         leaf = input.clone().requires_grad_()
         pooled = pool(leaf, rois)

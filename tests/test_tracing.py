@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+import roialign
 from roialign.backends import tracing
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # torch.jit's own
@@ -208,3 +209,27 @@ def test_values_may_be_looked_at_in_an_ordinary_call() -> None:
                 pass
             assert not tracing.hides_values()
         assert tracing.hides_values()
+
+
+class Watching:
+    """Takes a call over, as PyTorch's protocol lets any argument do."""
+
+    @classmethod
+    def __torch_function__(cls, function: object, types: object, args: object = (), kwargs: object = None) -> str:
+        return getattr(function, "__name__", "")
+
+
+def test_any_one_argument_may_take_a_call_over() -> None:
+    maps, rois = torch.ones(1, 1, 8, 8), torch.ones(1, 4)
+    watching: Any = Watching()
+    for arguments in ((watching, [rois]), (maps, watching), (maps, [watching]), (maps, (watching,))):
+        assert roialign.roi_align(*arguments, 2) == "roi_align"
+    pooler = roialign.MultiScaleRoIAlign(["0"], 2, 2)
+    given: list[tuple[Any, Any]] = [
+        (watching, [rois]),
+        ({"0": watching}, [rois]),
+        ({"0": maps}, watching),
+        ({"0": maps}, [watching]),
+    ]
+    for x, boxes in given:
+        assert pooler(x, boxes, [(8, 8)]) == "multi_scale_roi_align"

@@ -19,6 +19,7 @@ is known from TPUs (scenic's ``roi_align.py`` by Yuxin Wu, and tensorflow/tpu's 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -63,12 +64,99 @@ def align_window(lo: Tensor, hi: Tensor, bins: int, scale: float, sampling_ratio
     """
     offset = 0.5 if aligned else 0.0
     start = lo * scale - offset
-    size = (hi * scale - offset) - start
+    return _cut((hi * scale - offset) - start, bins, sampling_ratio, aligned)._replace(start=start)
+
+
+def _cut(size: Tensor, bins: int, sampling_ratio: int, aligned: bool) -> Window:
+    """The bins of a box of this size about position 0."""
     if not aligned:
         size = torch.where(size > 1, size, 1)  # constant, so without a derivative, where it is exactly 1
     bin = size / bins
     grid = torch.full_like(bin, sampling_ratio) if sampling_ratio > 0 else bin.detach().ceil().clamp(min=0)
-    return Window(start, bin, grid, max(sampling_ratio, 0))
+    return Window(-size / 2, bin, grid, max(sampling_ratio, 0))
+
+
+def moved_window(lo: Tensor, hi: Tensor, shift: Tensor, index: Tensor, bins: int, scale: float, ratio: int) -> Window:
+    """Place bins that move, each as a window of one bin: deformable RoI pooling.
+
+    ``shift`` is ``[K, M]`` of M bins, in units of the box's size, and ``index`` ``[M]`` the place of each of them along
+    this axis; the rest as in :func:`align_window`, aligned. Returns ``[K * M]`` windows.
+    """
+    whole = align_window(lo, hi, bins, scale, ratio, aligned=True)
+    start, bin, grid = (part[:, None] for part in whole[:3])
+    moved = (start + index * bin) + ((hi * scale - 0.5)[:, None] - start) * shift
+    return Window(moved.flatten(), bin.expand_as(moved).flatten(), grid.expand_as(moved).flatten(), whole.most)
+
+
+class Frame(NamedTuple):
+    """K rotated boxes on the feature map: each grid of samples lies in the box's own frame. All ``[K]``.
+
+    Position (y, x) of the centre; the angle's sine and cosine, counter-clockwise as the image is seen; along the box's
+    height and along its width, from the centre, what a :class:`Window` has.
+    """
+
+    y: Tensor
+    x: Tensor
+    sin: Tensor
+    cos: Tensor
+    top: Tensor
+    bin_height: Tensor
+    grid_height: Tensor
+    left: Tensor
+    bin_width: Tensor
+    grid_width: Tensor
+
+    @property
+    def rows(self) -> Window:
+        """The samples along the box's height."""
+        return Window(self.top, self.bin_height, self.grid_height, 0)
+
+    @property
+    def columns(self) -> Window:
+        """The samples along its width."""
+        return Window(self.left, self.bin_width, self.grid_width, 0)
+
+
+def rotated_frame(
+    boxes: Tensor, bins: Sequence[int], scale: Sequence[float], sampling_ratio: int, aligned: bool
+) -> Frame:
+    """Place the bins of rotated boxes on the feature map.
+
+    ``boxes`` are ``[K, 5]`` (centre x, centre y, width, height, angle in radians), float32 or float64; ``bins`` and
+    ``scale`` are those along y and x; the rest as in :func:`align_window`.
+    """
+    x, y, width, height, angle = boxes.unbind(1)
+    offset = 0.5 if aligned else 0.0
+    # Rounded once from float64, so that every backend has the same.
+    wide = angle if angle.device.type == "mps" else angle.double()
+    sin, cos = wide.sin().to(angle.dtype), wide.cos().to(angle.dtype)
+    rows = _cut(height * scale[0], bins[0], sampling_ratio, aligned)
+    columns = _cut(width * scale[1], bins[1], sampling_ratio, aligned)
+    return Frame(y * scale[0] - offset, x * scale[1] - offset, sin, cos, *rows[:3], *columns[:3])
+
+
+def rotated_position(frame: Frame, p: Tensor, i: Tensor, q: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
+    """The (y, x) position of sample (i, j) of bin (p, q); ``[K]`` of one sample of each of the frame's boxes."""
+    down, right = sample_position(frame.rows, p, i), sample_position(frame.columns, q, j)
+    y = (down * frame.cos - right * frame.sin) + frame.y
+    x = (down * frame.sin + right * frame.cos) + frame.x
+    return y, x
+
+
+def sample_taps(position: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The two cells that a sample lies between, and its weights: the border rule and the bilinear rule of one sample.
+
+    Returns:
+        ``[..., 2]`` int64 index of the cells, all of them on the map, and ``[..., 2]`` weights; both are 0 for a sample
+        outside ``[-1, L]``.
+    """
+    inside = (position >= -1) & (position <= length)
+    place = torch.where(inside, position, 0)
+    below = place.detach().floor().clamp(-1, length - 1)
+    to_next = torch.where((below >= 0) & (below < length - 1), place - below, 0)
+    first = below.clamp(min=0)
+    cells = torch.stack([first, (first + 1).clamp(max=length - 1)], -1).long()
+    return cells, torch.stack([1 - to_next, to_next], -1) * inside[..., None]
 
 
 def sample_position(window: Window, bin_index: Tensor, sample_index: Tensor) -> Tensor:

@@ -254,14 +254,18 @@ def relevant(input: Tensor, boxes: Boxes) -> tuple[Any, ...]:
     return (input, *boxes) if isinstance(boxes, list | tuple) else (input, boxes)
 
 
-def checked_rois(input: Tensor, boxes: Boxes) -> Tensor:
-    """Boxes in any accepted form as one tensor of rows; see ``boxes.check_boxes`` and ``boxes.as_rois``."""
-    unrecorded(_check_boxes, input, boxes)
-    return as_rois(input, boxes)
+def checked_rois(input: Tensor, boxes: Boxes, columns: int | None = None) -> Tensor:
+    """Boxes in any accepted form as one tensor of rows; see ``boxes.check_boxes`` and ``boxes.as_rois``.
+
+    ``columns`` None: as many as two corners take on a map of this rank.
+    """
+    columns = columns or 2 * input.dim() - 3
+    unrecorded(_check_boxes, input, boxes, columns)
+    return as_rois(input, boxes, columns)
 
 
-def _check_boxes(input: Tensor, boxes: Boxes) -> None:
-    check_boxes(input, boxes)
+def _check_boxes(input: Tensor, boxes: Boxes, columns: int) -> None:
+    check_boxes(input, boxes, columns)
     if not isinstance(boxes, Tensor):
         for image, part in enumerate(boxes):
             check_memory(f"boxes[{image}]", part)

@@ -12,7 +12,18 @@ from . import backends
 from .backends.tracing import unrecorded
 from .boxes import fpn_levels
 from .functional import checked_rois
-from .spec import KINDS, SIZES, OutputSize, Pooling, Scale, check_input, check_output_size, check_sampling_ratio
+from .rotated import rotated_rois
+from .spec import (
+    KINDS,
+    SIZES,
+    OutputSize,
+    Pooling,
+    Scale,
+    check_input,
+    check_output_size,
+    check_sampling_ratio,
+    check_visited,
+)
 
 
 def multi_scale_roi_align(
@@ -38,7 +49,8 @@ def multi_scale_roi_align(
     if not isinstance(boxes, list | tuple):
         raise TypeError(f"boxes: got {type(boxes).__name__}; expected a list of one Tensor per image")
     rank = features[0].dim() - 2
-    rois = checked_rois(features[0], boxes)
+    rotated = KINDS[kind].box == "rotated"
+    rois = rotated_rois(features[0], boxes) if rotated else checked_rois(features[0], boxes)
     scales = unrecorded(infer_scales, named, image_shapes)
     level = None
     if len(features) > 1:
@@ -47,10 +59,9 @@ def multi_scale_roi_align(
         level = fpn_levels(boxes, levels, canonical_scale, canonical_level)
     spec = Pooling(kind, check_output_size(output_size, rank), [each for scale in scales for each in scale])
     if KINDS[kind].samples:
-        spec = spec._replace(
-            sampling_ratio=check_sampling_ratio(sampling_ratio), aligned=aligned or KINDS[kind].sensitive
-        )
-    return backends.pool(features, rois, level, spec)
+        aligned = aligned or KINDS[kind].sensitive or rotated
+        spec = spec._replace(sampling_ratio=check_sampling_ratio(sampling_ratio), aligned=aligned)
+    return backends.pool(features, rois, level, check_visited(spec) if rotated else spec)
 
 
 def _named_features(x: Mapping[str, Tensor], featmap_names: Sequence[str], ranks: Sequence[int]) -> dict[str, Tensor]:

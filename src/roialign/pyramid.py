@@ -43,8 +43,9 @@ class MultiScaleRoIAlign(_Base):  # type: ignore[misc]
         canonical_level: that level; level k has the scale ``2**-k``.
         aligned: as in :func:`roialign.roi_align`.
         mode: as in :func:`roialign.roi_align`.
-        operator: what pools: ``"roi_align"``, ``"prroi_pool"`` or ``"roi_pool"``. The last two take no samples, so that
-            ``sampling_ratio`` and ``aligned`` mean nothing to them.
+        operator: what pools: ``"roi_align"``; ``"prroi_pool"`` or ``"roi_pool"``, which take no samples, so that
+            ``sampling_ratio`` and ``aligned`` mean nothing to them; ``"ps_roi_align"`` or ``"ps_roi_pool"``; or
+            ``"roi_align_rotated"``, always aligned, on boxes ``[L, 5]`` with angles in degrees, counter-clockwise.
 
     References:
         Lin et al., "Feature Pyramid Networks for Object Detection", https://arxiv.org/abs/1612.03144, equation 1.
@@ -87,7 +88,8 @@ class MultiScaleRoIAlign(_Base):  # type: ignore[misc]
 
         Args:
             x: feature maps by name, ``[N, C, H, W]`` each, with the same N, C, dtype and device; or of rank 1 or 3.
-            boxes: one ``Tensor[L, 4]`` per image, pixels of the image; or ``[L, 2 * rank]``.
+            boxes: one ``Tensor[L, 4]`` per image, pixels of the image; ``[L, 2 * rank]`` of another rank, ``[L, 5]`` of
+                rotated ones.
             image_shapes: (height, width) of each image before it was padded into the batch; or its sizes along the axes
                 that the maps have.
 

@@ -21,6 +21,7 @@ SIZES = {0: "one for each axis of the map", 1: "(length,)", 2: "(height, width)"
 SCALES = {0: "one for each axis of the map", 1: "one as (x,)", 2: "two as (y, x)", 3: "three as (z, y, x)"}
 MOST_BINS = 2**24  # along one axis: float32 counts no further
 MOST_SAMPLES = 2**63 - 1
+MOST_VISITED = 2**26  # samples of one box, of a kind that visits each
 
 
 class Kind(NamedTuple):
@@ -32,6 +33,8 @@ class Kind(NamedTuple):
         samples: it takes bilinear samples, so that it has a sampling ratio and may be aligned.
         sensitive: to the position: each bin has channels of the map for itself. Samples are always aligned then.
         ranks: of the maps that it pools.
+        box: what places a box's samples: its ``"corners"``; ``"rotated"``: centre, size and angle, counter-clockwise in
+            radians; ``"moved"``: corners, and the shift of each bin in units of the box's size, all x and then all y.
     """
 
     operator: str
@@ -39,6 +42,7 @@ class Kind(NamedTuple):
     samples: bool
     sensitive: bool = False
     ranks: tuple[int, ...] = RANKS
+    box: str = "corners"
 
 
 KINDS = {
@@ -48,6 +52,8 @@ KINDS = {
     "cells": Kind("roi_pool", maximum=True, samples=False),  # whole ones
     "ps_avg": Kind("ps_roi_align", maximum=False, samples=True, sensitive=True, ranks=PLANAR),
     "ps_cells": Kind("ps_roi_pool", maximum=False, samples=False, sensitive=True, ranks=PLANAR),
+    "rotated": Kind("roi_align_rotated", maximum=False, samples=True, ranks=PLANAR, box="rotated"),
+    "moved": Kind("deform_roi_pool", maximum=False, samples=True, ranks=PLANAR, box="moved"),
 }
 MODES = tuple(name for name, kind in KINDS.items() if kind.operator == "roi_align")
 
@@ -84,6 +90,14 @@ class Pooling(NamedTuple):
         """Channels of the map from which one channel of the output is pooled."""
         return math.prod(self.output_size) if KINDS[check_kind(self.kind)].sensitive else 1
 
+    @property
+    def columns(self) -> int:
+        """Numbers in a row of rois, the batch index included."""
+        box = KINDS[check_kind(self.kind)].box
+        if box == "rotated":
+            return 6
+        return 1 + 2 * self.rank + (2 * math.prod(self.output_size) if box == "moved" else 0)
+
     def pooled_channels(self, channels: int) -> int:
         """Channels of the output of a map that has so many."""
         if not KINDS[check_kind(self.kind)].sensitive:
@@ -106,7 +120,7 @@ class Call(NamedTuple):
 
     Attributes:
         features: feature maps ``[N, C, H, W]``, or of rank 1 or 3: one, or the levels of a pyramid.
-        rois: ``[K, 1 + 2 * rank]``, as ``boxes.as_rois`` makes them.
+        rois: ``[K, columns]``, as ``boxes.as_rois`` makes them; bins that move have their shifts behind it.
         level: ``[K]`` index of each box's map, or None with one map.
         spec: the pooling.
     """
@@ -156,14 +170,52 @@ def check_sampling_ratio(sampling_ratio: int) -> int:
 
 
 def check_aligned(aligned: bool) -> bool:
-    """``aligned`` as a bool; a NumPy bool, a 0-dim tensor of one and the ints 0 and 1 say as much."""
-    if isinstance(aligned, bool):
-        return aligned
-    message = f"aligned: got {aligned!r}; expected True or False"
-    value = _plain(aligned, message)
+    """``aligned`` as a bool."""
+    return aligned if isinstance(aligned, bool) else check_flag("aligned", aligned)
+
+
+def check_flag(name: str, flag: bool) -> bool:
+    """A flag as a bool; a NumPy bool, a 0-dim tensor of one and the ints 0 and 1 say as much."""
+    message = f"{name}: got {flag!r}; expected True or False"
+    value = _plain(flag, message)
     if not isinstance(value, int) or value not in (0, 1):
         raise TypeError(message)
     return bool(value)
+
+
+def check_unit(unit: str) -> str:
+    """``unit`` of an angle as it came, if there is such a unit."""
+    if unit not in ("degrees", "radians"):
+        raise ValueError(f"unit: got {unit!r}; expected 'degrees' or 'radians'")
+    return unit
+
+
+def check_gamma(gamma: float) -> float:
+    """``gamma`` as a float."""
+    message = f"gamma: got {gamma!r}; expected a finite number"
+    value = _plain(gamma, message)
+    if isinstance(value, bool | str | list | tuple) or not hasattr(value, "__float__"):
+        raise TypeError(message)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(message) from None
+    if not -math.inf < number < math.inf:
+        raise ValueError(message)
+    return number
+
+
+def check_offset(offset: Tensor, rois: Tensor, size: tuple[int, ...]) -> None:
+    """The offsets of the bins of these boxes must be real ``[K, 2, height, width]`` numbers."""
+    if not isinstance(offset, Tensor):
+        raise TypeError(f"offset: got {type(offset).__name__}; expected a Tensor [K, 2, height, width], or None")
+    if offset.dtype.is_complex or offset.dtype == torch.bool or offset.is_quantized or offset.layout != torch.strided:
+        raise TypeError(f"offset: got {offset.layout} tensor of {offset.dtype}; expected floating or integer numbers")
+    if tuple(offset.shape) != (rois.shape[0], 2, *size):  # said only then: in a compiled graph the number is a symbol
+        expected = f"[K, 2, height, width] = [{rois.shape[0]}, 2, {size[0]}, {size[1]}]"
+        raise ValueError(f"offset: got a tensor of shape {tuple(offset.shape)}; expected {expected}")
+    if offset.device != rois.device:
+        raise ValueError(f"offset: got a tensor on {offset.device}; expected it on the boxes' device, {rois.device}")
 
 
 def check_kind(kind: str) -> str:
@@ -181,10 +233,10 @@ def check_mode(mode: str) -> str:
 
 
 def check_operator(operator: str, mode: str = "avg") -> str:
-    """The kind of pooling that an operator of this name does; only ``roi_align`` has modes."""
-    kinds = [name for name, kind in KINDS.items() if kind.operator == operator]
+    """The kind of pooling that an operator of this name does to boxes alone; only ``roi_align`` has modes."""
+    kinds = [name for name, kind in KINDS.items() if kind.operator == operator and kind.box != "moved"]
     if not kinds:
-        names = dict.fromkeys(kind.operator for kind in KINDS.values())
+        names = dict.fromkeys(kind.operator for kind in KINDS.values() if kind.box != "moved")
         raise ValueError(f"operator: got {operator!r}; expected one of {', '.join(map(repr, names))}")
     if check_mode(mode) in kinds:
         return mode
@@ -250,6 +302,17 @@ def check_input(input: Tensor, name: str = "input", ranks: Sequence[int] = RANKS
 
 def _maps(ranks: Sequence[int]) -> str:
     return " or ".join(MAPS[rank] for rank in ranks)
+
+
+def check_visited(spec: Pooling) -> Pooling:
+    """``spec`` as it came: of a kind whose samples are visited one by one, if nobody has to wait for them in vain."""
+    samples = math.prod(spec.output_size) * spec.sampling_ratio**2
+    if samples > MOST_VISITED:
+        raise ValueError(
+            f"sampling_ratio: got {spec.sampling_ratio} for output_size={tuple(spec.output_size)}; "
+            f"expected at most 2**26 samples of a box, since each is visited"
+        )
+    return spec
 
 
 def _as_int(value: object, message: str) -> int:

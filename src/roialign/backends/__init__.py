@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..boxes import Boxes, as_rois, check_boxes
-from ..spec import Call, Pooling
+from ..spec import KINDS, Call, Pooling
 from . import operator, tracing
 
 
@@ -61,7 +61,7 @@ def available(
 
     Args:
         input: the feature map of the call in question; None asks for a float32 map on a CPU.
-        boxes: the boxes of the call, as in :func:`roialign.roi_align`: their gradient may be wanted; None for none.
+        boxes: the boxes of the call, as its function takes them: their gradient may be wanted; None for none.
         spec: the pooling; None asks for :func:`roialign.roi_align` with 7 bins along each axis at scale 1.
 
     Example:
@@ -70,11 +70,13 @@ def available(
         True
     """
     feature = torch.empty(0, 0, 0, 0) if input is None else input
-    if boxes is not None:
-        check_boxes(feature, boxes)
     rank = feature.dim() - 2
-    rois = feature.new_empty(0, 1 + 2 * rank) if boxes is None else as_rois(feature, boxes)
-    call = Call([feature], rois, None, spec or Pooling("avg", (7,) * rank, (1.0,) * rank))
+    spec = spec or Pooling("avg", (7,) * rank, (1.0,) * rank)
+    columns = 6 if KINDS[spec.kind].box == "rotated" else 1 + 2 * rank
+    if boxes is not None:
+        check_boxes(feature, boxes, columns)
+    rois = feature.new_empty(0, columns) if boxes is None else as_rois(feature, boxes, columns)
+    call = Call([feature], rois, None, spec)
     found = {}
     for name in ORDER:
         backend = load(name)

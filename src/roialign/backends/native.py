@@ -139,7 +139,7 @@ def _arguments(
     return (
         KINDS[check_kind(kind)],
         tuple([_array(feature) for feature in features]),
-        _array(rois if rois.is_contiguous() else _contiguous("rois", rois, (*rois.shape[:1], 1 + 2 * spec.rank))),
+        _array(rois if rois.is_contiguous() else _contiguous("rois", rois, (*rois.shape[:1], spec.columns))),
         None if level is None else _array(_contiguous("level", level, rois.shape[:1])),
         _array(pooled),
         *how,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..spec import KINDS, MAPS, MOST_BINS, RANKS, SIZES, Pooling, check_kind
-from . import reference, tracing
+from . import gather, reference, tracing  # noqa: F401, ``gather`` adds its kinds to the reference
 from .index import batch_index
 from .memory import LAST, allocate, is_channels_last
 
@@ -34,8 +34,8 @@ class Kernels(NamedTuple):
         pool: of maps, rois, level and spec. Forward: :func:`make_output`, filled.
         pool_grad: of grad, maps, shapes, channels_last, rois, level and spec. Gradient to the maps, which have these
             shapes; the maps are there only where a maximum was taken.
-        pool_box_grad: of grad, maps, rois, level and spec. Gradient to the rois, ``[K, 1 + 2 * rank]``; that of
-            the batch index is 0.
+        pool_box_grad: of grad, maps, rois, level and spec. Gradient to the rois, ``[K, columns]``; that of the batch
+            index is 0.
     """
 
     kinds: Collection[str]
@@ -149,8 +149,8 @@ def _pool_anywhere(features: list[Tensor], rois: Tensor, level: Tensor | None, s
             )
             raise TypeError(f"roialign: got {what}; expected dense, not quantised tensors")
     _pooled_size(features, rois, spec)
-    if rois.shape[1] != 1 + 2 * spec.rank:
-        raise ValueError(f"rois: got a tensor of shape {tuple(rois.shape)}; expected [K, {1 + 2 * spec.rank}]")
+    if rois.shape[1] != spec.columns:
+        raise ValueError(f"rois: got a tensor of shape {tuple(rois.shape)}; expected [K, {spec.columns}]")
     if len(spec.scales) != spec.rank * len(features):
         raise ValueError(f"scales: got {list(spec.scales)}; expected {spec.rank} for each of {len(features)} maps")
     return reference.pool(features, rois, level, spec)
@@ -252,9 +252,10 @@ def _pooled_size(features: list[Tensor], rois: Tensor, spec: Pooling) -> tuple[i
         forms = " or ".join(SIZES[each] for each in ranks)
         raise ValueError(f"output_size: got {output_size}; expected {forms}, each from 1 to 2**24")
     if first.dim() != rank + 2:
-        raise ValueError(f"features[0]: got a tensor of shape {tuple(first.shape)}; expected {MAPS[rank]}")
+        shape = tuple(first.shape)
+        raise ValueError(f"features[0]: got a tensor of shape {shape}; expected {MAPS[rank]} for {output_size=}")
     if rois.dim() != 2:
-        raise ValueError(f"rois: got a tensor of shape {tuple(rois.shape)}; expected [K, {1 + 2 * rank}]")
+        raise ValueError(f"rois: got a tensor of shape {tuple(rois.shape)}; expected [K, {spec.columns}]")
     return (rois.shape[0], spec.pooled_channels(first.shape[1]), *output_size)
 
 

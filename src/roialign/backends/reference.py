@@ -64,7 +64,7 @@ def _window(spec: Pooling, along: int, lo: Tensor, hi: Tensor) -> axis.Window:
     """The samples along one axis; where a largest grid can be looked up, no more than it holds."""
     scale = spec.scale(0)[along]
     window = axis.align_window(lo, hi, spec.output_size[along], scale, spec.sampling_ratio, spec.aligned)
-    if spec.sampling_ratio > 0 or _unseen(lo):
+    if spec.sampling_ratio > 0 or unseen(lo):
         return window
     return window._replace(most=int(torch.cat([window.grid, window.grid.new_ones(1)]).max()))
 
@@ -102,7 +102,7 @@ def _means(
         matrices = [each for (each,) in _each_axis(matrix, rois, lengths, spec)]
         return _contract(maps, matrices, KINDS[spec.kind].sensitive)
 
-    return _over_boxes(input, rois, spec, mean, rows=size)
+    return over_boxes(input, rois, spec, mean, rows=size)
 
 
 def _maximum(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
@@ -112,8 +112,8 @@ def _maximum(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
     samples = [axis.max_samples(length) for length in lengths]
     if spec.sampling_ratio > 0:
         samples = [min(spec.sampling_ratio, most) for most in samples]
-    elif not _unseen(rois):
-        valid = torch.where(usable(_wide(rois), spec.scale(0))[:, None], rois.detach(), 0)
+    elif not unseen(rois):
+        valid = torch.where(usable(wide(rois), spec.scale(0))[:, None], rois.detach(), 0)
         grids = _each_axis(lambda *along: [_window(spec, *along).grid], valid, lengths, spec)
         samples = [
             int(torch.cat([grid, grid.new_ones(1)]).clamp(1, most).max())
@@ -122,7 +122,7 @@ def _maximum(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
 
     rows = [bins * many for bins, many in zip(size, samples, strict=True)]
     needed = _needed(rows, lengths)
-    if not _unseen(rois) and len(rois) and sum(needed) > MOST:
+    if not unseen(rois) and len(rois) and sum(needed) > MOST:
         raise MemoryError(
             f"the reference backend would need {sum(needed):.1e} numbers at once for one box on a map of "
             f"{' x '.join(map(str, lengths))} cells; expected at most {MOST:.1e} (the native backend has no such limit)"
@@ -142,7 +142,7 @@ def _maximum(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
         best = torch.where(real, value.flatten(2 + len(bins)), -torch.inf).max(-1).values  # its first gets the gradient
         return torch.where(real.any(-1), best, 0)  # an empty grid
 
-    return _over_boxes(input, rois, spec, maximum, rows)
+    return over_boxes(input, rois, spec, maximum, rows)
 
 
 def _all_axes(masks: Sequence[Tensor]) -> Tensor:
@@ -158,16 +158,18 @@ def _integral(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
     """The same with the exact integral's matrices."""
 
     def integral(maps: Tensor, rois: Tensor) -> Tensor:
-        wide = _wide(rois)
+        wider = wide(rois)
         return _contract(
             maps,
             [
-                axis.integral_matrix(*edges(wide, along), spec.output_size[along], maps.shape[2 + along], scale)
+                axis.integral_matrix(
+                    *edges(wider, along, spec.rank), spec.output_size[along], maps.shape[2 + along], scale
+                )
                 for along, scale in enumerate(spec.scale(0))
             ],
         )
 
-    return _over_boxes(input, rois, spec, integral, rows=spec.output_size)
+    return over_boxes(input, rois, spec, integral, rows=spec.output_size)
 
 
 def _cells(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
@@ -184,7 +186,7 @@ def _cells(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
             maps = torch.stack([_greatest(maps, each[cells], dim) for each in masks[dim].unbind(1)], dim)
         return torch.where(_all_axes([each.any(-1) for each in masks]), maps, 0)
 
-    return _over_boxes(input, rois, spec, maximum, rows=lengths)
+    return over_boxes(input, rois, spec, maximum, rows=lengths)
 
 
 def _greatest(values: Tensor, mask: Tensor, dim: int) -> Tensor:
@@ -205,18 +207,23 @@ def _each_axis(
     made = []
     ratio = spec.sampling_ratio if KINDS[spec.kind].samples else 0
     for along, (length, scale) in enumerate(zip(lengths, spec.scale(0), strict=True)):
-        lo, hi = edges(rois, along)
+        lo, hi = edges(rois, along, spec.rank)
         fits = axis.fits_float32(lo.detach(), hi.detach(), scale, length, ratio)
-        if lo.dtype == torch.float64 or lo.device.type == "mps" or (not _unseen(fits) and bool(fits.all())):
-            made.append(make(along, lo, hi))  # Metal has no float64
-        elif not _unseen(fits) and not bool(fits.any()):
-            made.append(make(along, lo.double(), hi.double()))
-        else:
-            narrow = make(along, torch.where(fits, lo, 0), torch.where(fits, hi, 0))
-            wide = make(along, torch.where(fits, 0, lo).double(), torch.where(fits, 0, hi).double())
-            pairs = zip(narrow, wide, strict=True)
-            made.append([_chosen(_per_box(fits, a), a, b.to(a.dtype)) for a, b in pairs])
+        made.append(in_fitting_dtype(partial(make, along), fits, lo, hi))
     return made
+
+
+def in_fitting_dtype(make: Callable[..., list[Tensor]], fits: Tensor, *columns: Tensor) -> list[Tensor]:
+    """``make(*columns)``, both with a row per box; those rows in float64 that do not fit into float32."""
+    if columns[0].dtype == torch.float64 or columns[0].device.type == "mps":  # Metal has no float64
+        return make(*columns)
+    if not unseen(fits) and bool(fits.all()):
+        return make(*columns)
+    if not unseen(fits) and not bool(fits.any()):
+        return make(*[column.double() for column in columns])
+    narrow = make(*[torch.where(_per_box(fits, column), column, 0) for column in columns])
+    wider = make(*[torch.where(_per_box(fits, column), 0, column).double() for column in columns])
+    return [_chosen(_per_box(fits, a), a, b.to(a.dtype)) for a, b in zip(narrow, wider, strict=True)]
 
 
 def _chosen(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -225,7 +232,7 @@ def _chosen(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(condition, a, b)
 
 
-def _over_boxes(
+def over_boxes(
     input: Tensor,
     rois: Tensor,
     spec: Pooling,
@@ -235,8 +242,34 @@ def _over_boxes(
     """Run ``pool(maps, rois)`` over chunks of boxes and channels small enough for memory.
 
     ``maps`` is ``[k, C, H, W]``, or ``[1, C, H, W]`` if there is one image. ``rows`` are those of the matrices, one
-    along each axis. A box that is not usable is pooled as the empty box and its output replaced by NaN, so that its
-    gradient is 0.
+    along each axis.
+    """
+    images, lengths = input.shape[0], input.shape[2:]
+
+    def on_own_maps(maps: Tensor, rois: Tensor, index: Tensor) -> Tensor:
+        return pool(maps if images == 1 else maps.index_select(0, index), rois)
+
+    if tracing.hides_values(input, rois):
+        return in_chunks(input, rois, spec, on_own_maps)
+    needed = _needed(rows, lengths)
+    cost = max(1, needed.products + (math.prod(lengths) if images > 1 else 0)) * spec.group  # of a channel
+    some_channels = min(max(1, CHUNK // cost), max(1, spec.pooled_channels(input.shape[1])))
+    some_boxes = max(1, CHUNK // (cost * some_channels + needed.matrices))
+    return in_chunks(input, rois, spec, on_own_maps, some_channels, some_boxes)
+
+
+def in_chunks(
+    input: Tensor,
+    rois: Tensor,
+    spec: Pooling,
+    pool: Callable[[Tensor, Tensor, Tensor], Tensor],
+    some_channels: int = 0,
+    some_boxes: int | list[int] = 0,
+) -> Tensor:
+    """Run ``pool(maps, rois, index)`` over chunks of so many channels of the output, and of so many boxes each.
+
+    ``maps`` is ``[N, C, H, W]``, and ``index`` the image of each box. Where values are hidden all is one chunk. A box
+    that is not usable is pooled as one of zeros and its output replaced by NaN, so that its gradient is 0.
     """
     images, lengths = input.shape[0], input.shape[2:]
     boxes, output_size, group = rois.shape[0], spec.output_size, spec.group
@@ -246,7 +279,7 @@ def _over_boxes(
     if not tracing.hides_values(rois) and boxes * channels * math.prod(output_size) * input.itemsize >= 2**47:
         raise too_large((boxes, channels, *output_size))
     index = batch_index(rois[:, 0].detach(), images)
-    valid = (index >= 0) & usable(_wide(rois), spec.scale(0))
+    valid = (index >= 0) & usable(wide(rois), spec.scale(0), KINDS[spec.kind].box)
     rois = torch.where(valid[:, None], rois, 0)
     index = index.clamp(min=0)
     accumulate = torch.promote_types(input.dtype, torch.float32)
@@ -258,26 +291,19 @@ def _over_boxes(
         return ((work.sum() + rois.sum()) * rois.new_zeros(0, channels, *output_size)).to(input.dtype)
     if rois.requires_grad and not tracing.hides_values(rois):
         # The gradient to the boxes needs the maps again: gather them again rather than keep K copies.
+        work = work if work.requires_grad else work.detach()  # which it may come to require before the backward pass
         pool = partial(checkpoint, tracing.values_seen()(pool), use_reentrant=False, preserve_rng_state=False)
-
-    def part(box: slice, channel: slice) -> Tensor:
-        maps = work if images == 1 else work.index_select(0, index[box])
-        return pool(maps[:, channel], rois[box])
 
     with torch.autocast("cpu" if input.is_meta else input.device.type, enabled=False):  # meta tensors know no autocast
         if tracing.hides_values(input, rois):
-            out = part(slice(None), slice(None))
+            out = pool(work, rois, index)
         else:
-            needed = _needed(rows, lengths)
-            cost = max(1, needed.products + (math.prod(lengths) if images > 1 else 0)) * group  # of a channel
-            some_channels = min(max(1, CHUNK // cost), max(1, channels))
-            some_boxes = max(1, CHUNK // (cost * some_channels + needed.matrices))
             out = torch.cat([
                 torch.cat([
-                    part(slice(k, k + some_boxes), slice(c * group, (c + some_channels) * group))
+                    pool(work[:, c * group : (c + some_channels) * group], *chunk)
                     for c in range(0, max(1, channels), some_channels)
                 ], 1)
-                for k in range(0, max(1, boxes), some_boxes)
+                for chunk in zip(rois.split(some_boxes), index.split(some_boxes), strict=True)
             ])  # fmt: skip
     out = torch.where(_per_box(valid, out), out, torch.nan).to(input.dtype)
     return laid_out_as(input, out)
@@ -302,13 +328,12 @@ def _per_box(mask: Tensor, out: Tensor) -> Tensor:
 
 
 def _contract(maps: Tensor, matrices: Sequence[Tensor], sensitive: bool = False) -> Tensor:
-    """``ay @ maps @ ax.T`` per box and channel; a cell of zero weight counts nothing even if it is not finite.
+    """``ay @ maps @ ax.T`` per box and channel.
 
-    A cell that is not finite has no slope: it gives nothing to the gradient to the box. ``sensitive``: bin (p, q) takes
-    one row of each matrix, and channels of its own, ``(c * PH + p) * PW + q``.
+    ``sensitive``: bin (p, q) takes one row of each matrix, and channels of its own, ``(c * PH + p) * PW + q``.
     """
 
-    def product(maps: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    def product(maps: Tensor, *matrices: Tensor) -> Tensor:
         rank = len(matrices)
         bins, cells = "opq"[-rank:], "dhw"[-rank:]
         have = f"c{cells}"
@@ -326,30 +351,37 @@ def _contract(maps: Tensor, matrices: Sequence[Tensor], sensitive: bool = False)
             have = into
         return maps.contiguous()  # mostly it is, but shapes alone promise as much
 
-    if maps.shape[0] == 1:
-        maps = maps[0]
-    matrices = [each.to(maps.dtype) for each in matrices]
+    return contracted(product, maps[0] if maps.shape[0] == 1 else maps, *matrices)
+
+
+def contracted(product: Callable[..., Tensor], maps: Tensor, *weights: Tensor) -> Tensor:
+    """``product(maps, *weights)``, linear in each; a cell of zero weight counts nothing even if it is not finite.
+
+    A cell that is not finite has no slope: it gives nothing to the gradient to the box.
+    """
+    weights = tuple(weight.to(maps.dtype) for weight in weights)
     finite = maps.isfinite()
     if not tracing.hides_values(finite) and bool(finite.all()):
-        return product(maps, matrices)
+        return product(maps, *weights)
     zeroed = torch.where(finite, maps, 0)
     if not tracing.hides_values(maps):
         # Behind autograd's back: the gradient to a cell is its weight all the same. No graph can record that.
         zeroed = maps.clone()
         zeroed.detach().masked_fill_(~finite, 0)
-    out = product(zeroed, matrices)
+    out = product(zeroed, *weights)
     flags = {torch.inf: maps == torch.inf, -torch.inf: maps == -torch.inf, torch.nan: maps.isnan()}
-    weighs = [(each != 0).to(maps.dtype) for each in matrices]
+    weighs = [(each != 0).to(maps.dtype) for each in weights]
     for value, flag in flags.items():
-        out = out + torch.where(product(flag.to(maps.dtype), weighs) > 0, value, 0)
+        out = out + torch.where(product(flag.to(maps.dtype), *weighs) > 0, value, 0)
     return out
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.device.type == "mps" else tensor.double()  # Metal has no float64
+def wide(tensor: Tensor) -> Tensor:
+    """In float64, which Metal does not have."""
+    return tensor if tensor.device.type == "mps" else tensor.double()
 
 
-def _unseen(tensor: Tensor) -> bool:
+def unseen(tensor: Tensor) -> bool:
     """True where a tensor's values cannot be looked at, or not without waiting for the device."""
     return tracing.hides_values(tensor) or tensor.device.type != "cpu"
 
@@ -361,4 +393,4 @@ POOLS: dict[str, Callable[[Tensor, Tensor, Pooling], Tensor]] = {
     "cells": _cells,
     "ps_avg": _mean,
     "ps_cells": _cell_mean,
-}
+}  # ``gather`` adds its own

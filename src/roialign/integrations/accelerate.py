@@ -49,7 +49,8 @@ def accelerate(model: nn.Module | None = None) -> Acceleration | Replacement:
     With a model, its pooling modules are replaced by ours, which have all that ours offer (a pyramid in one call,
     gradients to boxes, second derivatives, half precision summed in float32) on every device; ``state_dict`` and hooks
     stay. Replaced are torchvision's ``RoIAlign``, ``RoIPool``, ``PSRoIAlign``, ``PSRoIPool`` and
-    ``MultiScaleRoIAlign``, detectron2's ``ROIAlign`` and ``ROIPooler``, and mmcv's ``RoIAlign``.
+    ``MultiScaleRoIAlign``, detectron2's ``ROIAlign``, ``ROIAlignRotated`` and ``ROIPooler``, and mmcv's ``RoIAlign``,
+    ``RoIAlignRotated``, ``DeformRoIPool`` and ``PrRoIPool``. mmcv's ``RoIPool``, which is another rule, stays.
 
     Example:
         >>> import torch, torchvision, roialign

@@ -27,6 +27,8 @@ REFUSED = {
     "aligned=False and a large sampling_ratio, or " + AOT,
     "ps_avg": SENSITIVE,
     "ps_cells": SENSITIVE,
+    "rotated": "ONNX has no pooling of rotated boxes. " + ATEN,
+    "moved": "ONNX has no deformable pooling. " + ATEN,
 }
 
 
@@ -52,7 +54,8 @@ def onnx_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     Raises:
         ImportError: onnxscript is not installed.
         NotImplementedError: at export, for what ONNX cannot say: ``mode="max"`` as we mean it, ``prroi_pool``, maps of
-            rank 3, and float64 boxes on a map of another dtype. It names the way out.
+            rank 3, what is position-sensitive, rotated or deformable, and float64 boxes on a map of another dtype. It
+            names the way out.
     """
     try:
         from onnxscript import opset18

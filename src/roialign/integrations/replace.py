@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..modules import PSRoIAlign, PSRoIPool, RoIAlign, RoIPool
+from ..modules import DeformRoIPool, PrRoIPool, PSRoIAlign, PSRoIPool, RoIAlign, RoIAlignRotated, RoIPool
 from .detectron2 import ROIPooler
 
 
@@ -127,6 +127,19 @@ def _mmcv_roi_align(module: Any) -> nn.Module:
     return RoIAlign(module.output_size, module.spatial_scale, module.sampling_ratio, module.aligned, mode=mode)
 
 
+def _detectron2_rotated(module: Any) -> nn.Module:
+    return RoIAlignRotated(module.output_size, module.spatial_scale, module.sampling_ratio)
+
+
+def _mmcv_rotated(module: Any) -> nn.Module:
+    how = {"aligned": module.aligned, "clockwise": module.clockwise}
+    return RoIAlignRotated(module.output_size, module.spatial_scale, module.sampling_ratio, unit="radians", **how)
+
+
+def _mmcv_deformable(module: Any) -> nn.Module:
+    return DeformRoIPool(module.output_size, module.spatial_scale, module.sampling_ratio, module.gamma)
+
+
 def _detectron2_pyramid(module: Any) -> nn.Module:
     return ROIPooler(list(module.level_poolers), module.min_level, module.canonical_box_size, module.canonical_level)
 
@@ -141,14 +154,14 @@ REPLACEMENTS: dict[str, Callable[[Any], nn.Module]] = {
     "torchvision.ops.poolers.MultiScaleRoIAlign": _torchvision_pyramid,
     "detectron2.layers.roi_align.ROIAlign": _roi_align,
     "detectron2.modeling.poolers.ROIPooler": _detectron2_pyramid,
+    "detectron2.layers.roi_align_rotated.ROIAlignRotated": _detectron2_rotated,
     "mmcv.ops.roi_align.RoIAlign": _mmcv_roi_align,
+    "mmcv.ops.roi_align_rotated.RoIAlignRotated": _mmcv_rotated,
+    "mmcv.ops.deform_roi_pool.DeformRoIPool": _mmcv_deformable,
+    "mmcv.ops.prroi_pool.PrRoIPool": lambda module: PrRoIPool(module.output_size, module.spatial_scale),
 }
 NAMES = {path.rpartition(".")[2] for path in REPLACEMENTS}
 
-_ROTATED = "rotated boxes are another operator, which this package does not have"
 LEFT = {
-    "detectron2.layers.roi_align_rotated.ROIAlignRotated": _ROTATED,
-    "mmcv.ops.roi_align_rotated.RoIAlignRotated": _ROTATED,
     "mmcv.ops.roi_pool.RoIPool": "mmcv's RoIPool does not round boxes to whole cells as Fast R-CNN's and ours do",
-    "mmcv.ops.prroi_pool.PrRoIPool": "mmcv's exact pooling was never compared with roialign.PrRoIPool",
 }

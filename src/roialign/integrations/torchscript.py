@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from .. import functional, levels
+from ..deformable import deform_roi_pool
+from ..rotated import roi_align_rotated
 
 if TYPE_CHECKING:
     T = TypeVar("T")
@@ -97,6 +99,39 @@ def _ps_roi_pool(
 ) -> Tensor:
     listed = not isinstance(boxes, Tensor)
     pooled: Tensor = torch.ops.roialign.ps_roi_pool(input, _as_list(boxes), listed, output_size, spatial_scale)
+    return pooled
+
+
+def _roi_align_rotated(
+    input: Tensor,
+    boxes: Tensor | list[Tensor],
+    output_size: BroadcastingList1[int],
+    spatial_scale: BroadcastingList1[float] = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = True,
+    clockwise: bool = False,
+    unit: str = "degrees",
+) -> Tensor:
+    listed = not isinstance(boxes, Tensor)
+    pooled: Tensor = torch.ops.roialign.roi_align_rotated(
+        input, _as_list(boxes), listed, output_size, spatial_scale, sampling_ratio, aligned, clockwise, unit
+    )
+    return pooled
+
+
+def _deform_roi_pool(
+    input: Tensor,
+    boxes: Tensor | list[Tensor],
+    offset: Tensor | None,
+    output_size: BroadcastingList1[int],
+    spatial_scale: BroadcastingList1[float] = 1.0,
+    sampling_ratio: int = -1,
+    gamma: float = 0.1,
+) -> Tensor:
+    listed = not isinstance(boxes, Tensor)
+    pooled: Tensor = torch.ops.roialign.deform_roi_pool(
+        input, _as_list(boxes), listed, output_size, spatial_scale, sampling_ratio, gamma, offset
+    )
     return pooled
 
 
@@ -201,6 +236,29 @@ register(functional.prroi_pool, _prroi_pool, _ONE)
 register(functional.roi_pool, _roi_pool, _ONE)
 register(functional.ps_roi_align, _ps_roi_align, f"{_ONE}, SymInt sampling_ratio")
 register(functional.ps_roi_pool, _ps_roi_pool, _ONE)
+register(
+    roi_align_rotated,
+    _roi_align_rotated,
+    f"{_ONE}, SymInt sampling_ratio, bool aligned, bool clockwise, str unit",
+    lambda input, boxes, listed, size, scale, ratio, aligned, clockwise, unit: roi_align_rotated(
+        input,
+        _given(boxes, listed),
+        _numbers(size),
+        _numbers(scale),
+        ratio,
+        aligned=aligned,
+        clockwise=clockwise,
+        unit=unit,
+    ),
+)
+register(
+    deform_roi_pool,
+    _deform_roi_pool,
+    f"{_ONE}, SymInt sampling_ratio, float gamma, Tensor? offset",
+    lambda input, boxes, listed, size, scale, ratio, gamma, offset: deform_roi_pool(
+        input, _given(boxes, listed), offset, _numbers(size), _numbers(scale), ratio, gamma
+    ),
+)
 register(
     levels.multi_scale_roi_align,
     _multi_scale_roi_align,
