@@ -16,7 +16,7 @@ from helpers import rows, run_python
 from hostile import freed
 from roialign import prroi_pool, roi_align, roi_pool
 from roialign.backends import available
-from roialign.spec import KINDS
+from roialign.spec import KINDS, Pooling
 
 native = pytest.mark.skipif(not available()["native"].ready, reason=available()["native"].reason)
 
@@ -176,7 +176,9 @@ def test_nonsense_is_refused_in_words(name: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_refuses_an_empty_map(kind: str) -> None:
     for shape in (2, 4, 0, 8), (2, 4, 8, 0), (2, 4, 0, 0):
-        map, how = map_(*shape), {"kind": kind, "aligned": KINDS[kind].sensitive}
+        columns = Pooling(kind, (2, 2), (1.0, 1.0)).columns
+        rois = torch.cat([ROIS, torch.zeros(2, columns - 5)], 1)
+        map, how = map_(*shape), {"kind": kind, "aligned": KINDS[kind].sensitive, "rois": rois}
         grad = map_(2, 1 if KINDS[kind].sensitive else 4, 2, 2)
         for call in (
             lambda: pool(features=[map], **how),  # noqa: B023
