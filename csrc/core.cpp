@@ -1,14 +1,12 @@
 // The three directions: cut the work into pieces that own what they write, and run them.
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <utility>
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "machine.h"
 #include "parallel.h"
 #include "plan.h"
 #include "stencil.h"
@@ -44,17 +42,6 @@ const Directions& directions(const Call& call) {
   return kind.sensitive ? kernels().sensitive : call.rank == 3 ? kernels().volume : kernels().common;
 }
 
-// Fresh memory arrives page by page, which costs more than the pooling itself; huge pages make it few.
-void expect_large([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t page = 4096;
-  if (bytes < (4 << 20)) return;
-  const uintptr_t from = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
-  const uintptr_t to = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / page * page;
-  madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
-#endif
-}
-
 using Sizes = Parts<int64_t>;
 constexpr std::pair<int64_t Sizes::*, char* Workspace::*> kScratch[] = {
     {&Sizes::block, &Workspace::block},   {&Sizes::second, &Workspace::second},
@@ -70,7 +57,7 @@ class Scratch {
   explicit Scratch(const Sizes& sizes) {
     int64_t total = kLineBytes;
     for (const auto& part : kScratch) total += rounded(sizes.*part.first);
-    memory_ = static_cast<char*>(std::aligned_alloc(kLineBytes, static_cast<size_t>(total)));
+    memory_ = allocate_lines(total, kLineBytes);
     if (!memory_) throw std::bad_alloc();
     expect_large(memory_, total);
     char* at = memory_;
@@ -81,7 +68,7 @@ class Scratch {
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { std::free(memory_); }
+  ~Scratch() { free_lines(memory_, kLineBytes); }
 
   Workspace space;
 

@@ -1,10 +1,10 @@
 #include "parallel.h"
 
-#include <unistd.h>
-
 #include <cfenv>
 #include <exception>
 #include <mutex>
+
+#include "machine.h"
 
 namespace roialign {
 namespace {
@@ -12,7 +12,7 @@ namespace {
 // Written once at import, read-only afterwards.
 ParallelFor pool_parallel_for = nullptr;
 GetNumThreads pool_num_threads = nullptr;
-pid_t pool_owner = 0;
+int pool_owner = 0;
 
 struct Region {
   WorkerBody body;
@@ -43,11 +43,11 @@ void run_range(int64_t begin, int64_t end, void* context) {
 void set_thread_pool(ParallelFor parallel_for, GetNumThreads get_num_threads) {
   pool_parallel_for = parallel_for;
   pool_num_threads = get_num_threads;
-  pool_owner = getpid();
+  pool_owner = process_id();
 }
 
 int64_t thread_count() {
-  if (!pool_parallel_for || !pool_num_threads || getpid() != pool_owner) return 1;
+  if (!pool_parallel_for || !pool_num_threads || process_id() != pool_owner) return 1;
   uint32_t threads = 1;
   if (pool_num_threads(&threads) != 0 || threads < 1) return 1;
   return threads;

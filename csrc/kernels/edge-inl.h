@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/lanes-inl.h"
+#include "kernels/neon-inl.h"
 
 namespace roialign::ROI_SET {
 

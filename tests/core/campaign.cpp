@@ -4,12 +4,17 @@
 //   campaign random SECONDS SEED    sizes, strides, dtypes, ranks, kinds and boxes of every sort, on one thread at a
 //   time; answers must be those of a plain loop
 //   campaign threads SECONDS SEED   four threads call at once, each through a pool of two; answers must agree to the
-//   bit
+//                                   bit
+//   campaign write FILE SEED        the answers of this machine's best kernels to 100 such calls
+//   campaign compare FILE SEED      those of another machine, or system, or compiler: whether they agree
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <limits>
 #include <optional>
 #include <random>
@@ -17,6 +22,7 @@
 #include <thread>
 #include <vector>
 
+#include "answers.h"
 #include "core.h"
 #include "gathered.h"
 #include "kernels/kernels.h"
@@ -26,7 +32,6 @@
 namespace {
 
 using namespace roialign;
-using Bytes = std::vector<char>;
 
 // A pool as simple as one can be: a fresh thread for each range.
 int32_t parallel_for(int64_t begin, int64_t end, int64_t, ParallelBody body, void* context) {
@@ -40,18 +45,26 @@ int32_t two_threads(uint32_t* threads) {
   return 0;
 }
 
+// The same numbers from every standard library, whose distributions are their own.
 class Random {
  public:
   explicit Random(uint64_t seed) : engine_(seed) {}
-  int64_t between(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine_); }
-  bool chance(double p) { return std::bernoulli_distribution(p)(engine_); }
-  double near(double size) { return std::normal_distribution<double>(size / 2, size)(engine_); }
+  int64_t between(int64_t low, int64_t high) {
+    return low + static_cast<int64_t>(engine_() % static_cast<uint64_t>(high - low + 1));
+  }
+  bool chance(double p) { return uniform() < p; }
+  double near(double size) {  // nearly normal, without a function that rounds in its own way
+    double sum = -6;
+    for (int i = 0; i < 12; ++i) sum += uniform();
+    return size / 2 + size * sum;
+  }
   template <class T>
   T pick(std::initializer_list<T> from) {
     return from.begin()[between(0, static_cast<int64_t>(from.size()) - 1)];
   }
 
  private:
+  double uniform() { return static_cast<double>(engine_() >> 11) * 0x1p-53; }
   std::mt19937_64 engine_;
 };
 
@@ -204,7 +217,7 @@ class Held {
 }
 
 // One random call in all three directions; returns everything it wrote, and adds its boxes to `boxes`.
-Bytes one_case(uint64_t seed, int64_t& boxes) {
+Answers one_case(uint64_t seed, int64_t& boxes) {
   Random random(seed);
   Call call;
   call.kind = static_cast<Kind>(random.between(0, static_cast<int64_t>(std::size(kKinds)) - 1));
@@ -259,7 +272,9 @@ Bytes one_case(uint64_t seed, int64_t& boxes) {
   call.pooled = pooled.data();
 
   const int64_t bad = forward(call);
-  Bytes written = pooled;
+  const bool in_double = call.dtype == DType::float64;
+  const bool turns = info(call.kind).form == Form::rotated;  // sines differ by machine
+  Answers written = {{call.dtype, pooled, in_double, false, turns}};
   // Float positions round, so that a loop in float64 may find other samples.
   const bool is_held = bad < 0 && call.rois_f64 && c && !is_long && !info(call.kind).planar();
   std::optional<Held> held;
@@ -271,18 +286,49 @@ Bytes one_case(uint64_t seed, int64_t& boxes) {
   if (bad >= 0) return {};
   if (held && !held->gradient_agrees(targets)) fail(seed, "not the gradient to the maps of a plain loop");
   boxes += call.boxes;
-  for (const Tensor& grad : grads) written.insert(written.end(), grad.bytes.begin(), grad.bytes.end());
-  written.insert(written.end(), box_grad.begin(), box_grad.end());
+  const bool jumps = call.kind == Kind::max || turns;
+  for (const Tensor& grad : grads) written.push_back({call.dtype, grad.bytes, in_double, false, jumps});
+  written.push_back({call.rois_f64 ? DType::float64 : DType::float32, box_grad, in_double, true, jumps});
   return written;
+}
+
+// The answers in a file; `compare` holds what is in it to the answers of this machine.
+int exchange(bool compare, const char* path, uint64_t seed) {
+  std::fstream file(path, std::ios::binary | (compare ? std::ios::in : std::ios::out));
+  int64_t cases = 0, boxes = 0, compared = 0;
+  for (; cases < 100; ++cases) {
+    for (const Answer& answer : one_case(seed + static_cast<uint64_t>(cases), boxes)) {
+      if (!compare) {
+        file.write(answer.bytes.data(), static_cast<std::streamsize>(answer.bytes.size()));
+        continue;
+      }
+      Bytes theirs(answer.bytes.size());
+      file.read(theirs.data(), static_cast<std::streamsize>(theirs.size()));
+      if (!file || (!answer.jumps && !agree(answer, theirs)))
+        return std::fprintf(stderr, "seed %lld + %lld: the answers differ\n", static_cast<long long>(seed),
+                            static_cast<long long>(cases)),
+               1;
+      compared += !answer.jumps;
+    }
+  }
+  if (!file || (compare && file.peek() != std::fstream::traits_type::eof()))
+    return std::fprintf(stderr, "%s holds other calls\n", path), 1;
+  std::printf("%s: %lld cases of %lld boxes, %lld tensors compared\n", kernels().name, static_cast<long long>(cases),
+              static_cast<long long>(boxes), static_cast<long long>(compared));
+  return 0;
 }
 
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count != 4) return std::fprintf(stderr, "usage: campaign random|threads SECONDS SEED\n"), 2;
-  const bool threads = std::string(arguments[1]) == "threads";
+  const std::string mode = count == 4 ? arguments[1] : "";
+  const bool threads = mode == "threads";
+  if (!threads && mode != "random" && mode != "write" && mode != "compare")
+    return std::fprintf(stderr, "usage: campaign random|threads SECONDS SEED, or write|compare FILE SEED\n"), 2;
   const double seconds = std::atof(arguments[2]);
   uint64_t seed = std::strtoull(arguments[3], nullptr, 10);
+  if (!choose_kernels("")) return std::fprintf(stderr, "this machine has none of the instruction sets\n"), 1;
+  if (mode == "write" || mode == "compare") return exchange(mode == "compare", arguments[2], seed);
   const auto start = std::chrono::steady_clock::now();
   auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
   int64_t cases = 0, boxes = 0;
@@ -290,22 +336,22 @@ int main(int count, char** arguments) {
     set_thread_pool(nullptr, nullptr);
     const char* const sets[] = {"baseline", "avx2", "avx512"};
     if (!choose_kernels(sets[seed % 3])) choose_kernels("");
-    const Bytes alone = one_case(seed, boxes);
+    const Answers alone = one_case(seed, boxes);
     if (!threads) {
       Random random(seed);
       if (!gathered::one_case(random)) return std::fprintf(stderr, "seed %llu\n", (unsigned long long)seed), 1;
       continue;
     }
     set_thread_pool(parallel_for, two_threads);
-    std::vector<Bytes> answers(4);
+    std::vector<Answers> answers(4);
     std::vector<std::thread> callers;
-    for (Bytes& answer : answers)
+    for (Answers& answer : answers)
       callers.emplace_back([&answer, seed] {
         int64_t again = 0;
         answer = one_case(seed, again);
       });
     for (std::thread& caller : callers) caller.join();
-    for (const Bytes& answer : answers)
+    for (const Answers& answer : answers)
       if (answer != alone) fail(seed, "threads change the answer");
   }
   std::printf("%lld cases of %lld boxes passed, 0 failed\n", static_cast<long long>(cases),
