@@ -1,19 +1,21 @@
-# Two commands for a fresh machine: `make demo` and `make test`. Both set up .venv with all that they need.
+# Two commands for a fresh machine: `make demo` and `make test`. Both set up .venv with what they need. If the Python that
+# PYTHON= names has PyTorch, that one serves here too.
 PYTHON ?= python3
 BIN := .venv/bin
 
 # The core is built in a folder that stays, by tools that stay, so that a change compiles what it touches and no more.
-INSTALL := $(BIN)/python -m pip install --quiet --no-build-isolation --config-settings build-dir=build/core --editable
+INSTALL := $(BIN)/python -m pip install --no-build-isolation --config-settings build-dir=build/core \
+	--config-settings cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON --editable
 
-.PHONY: demo core test test-all lint types docs figures mutants clean
+.PHONY: demo core test test-all lint types docs figures mutants wheels release-check clean
 
-demo: .venv/ready
+demo: .venv/demo
 	@echo 'The demo takes about a minute on two cores; its pictures go to demo/.'
 	$(BIN)/roialign demo --out demo
 
 # What changed in csrc/, compiled and put where the editable install imports it. Soonest: make core SETS=avx2
 core: .venv/ready
-	@test -e build/core/CMakeCache.txt || $(INSTALL) . --no-deps
+	@test -e build/core/CMakeCache.txt || $(INSTALL) . --quiet --no-deps
 	@$(BIN)/python -m cmake -DROIALIGN_SETS="$(SETS)" build/core >/dev/null
 	@$(BIN)/python -m cmake --build build/core --target _core
 	@$(BIN)/python -m cmake --install build/core --prefix "$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('platlib'))")" >/dev/null
@@ -49,13 +51,28 @@ mutants: .venv/ready # who notices a changed operator or constant; some: make mu
 	$(BIN)/python -c "import cosmic_ray" 2>/dev/null || $(BIN)/python -m pip install --quiet cosmic-ray
 	$(BIN)/python tests/mutants.py $(MUTANTS)
 
-.venv/ready: pyproject.toml Makefile
-	@echo 'First .venv is set up: about 6 GB, nearly all of it PyTorch with CUDA; 5 to 20 minutes, most of them download.'
-	@echo 'An environment that has PyTorch serves as well: "pip install .[detection]" there, then "roialign demo".'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet cmake nanobind ninja scikit-build-core
-	$(INSTALL) '.[all]'
+wheels: # for Linux, x86-64 and aarch64, in dist/
+	packaging/wheels
+
+release-check: wheels .venv/ready # all of a release but the publishing
+	packaging/release-check
+
+.venv/demo: pyproject.toml Makefile | $(BIN)/python
+	$(INSTALL) '.[detection]'
 	touch $@
+
+.venv/ready: pyproject.toml Makefile | $(BIN)/python
+	$(INSTALL) '.[all]'
+	touch $@ .venv/demo
+
+# A PyTorch that is there already is told to the new environment by a line in a file, in which pip looks as well.
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+	@place=$$($(PYTHON) -c "import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])" 2>/dev/null) && \
+		echo "PyTorch is there: $$place" && \
+		echo "$$place" >"$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/pytorch.pth" || \
+		echo 'Now come about 6 GB, nearly all of it PyTorch with CUDA; 5 to 20 minutes, most of them download.'
+	$(BIN)/python -m pip install --quiet cmake nanobind ninja scikit-build-core
 
 clean:
 	rm -rf .venv demo site build dist
