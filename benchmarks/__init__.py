@@ -2,7 +2,9 @@
 
 directions.py  what is timed: forward, backward, layouts, dtypes, threads
 workloads.py   on what: maps and boxes
-peers.py       against whom: one small interface
+peer.py        what an implementation is to us: one small interface
+peers.py       against whom: ourselves, torchvision, mmcv, plain PyTorch
+runtimes.py    ONNX Runtime and OpenVINO
 device.py      where, and by which clock
 roofline.py    the bytes that must move, whoever moves them
 runner.py      checks that they agree, then times them in turns

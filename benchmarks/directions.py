@@ -70,8 +70,11 @@ class Direction:
     back_to_back: bool = False
 
 
+# Of the operators and ranks that only a CPU's kernels serve.
+FAMILY_GROUPS = ("position_sensitive", "rotated", "deformable", "volumes", "signals")
+
 DIRECTIONS = {
-    "forward": Direction(Mode(), ("six", "pyramid", "crowded", "tiny", "series")),
+    "forward": Direction(Mode(), ("six", "pyramid", "crowded", "tiny", "series", *FAMILY_GROUPS)),
     "channels_last": Direction(Mode(channels_last=True)),
     "bfloat16": Direction(Mode(dtype=torch.bfloat16), yardstick="our float32", beside=Mode()),
     "float16": Direction(Mode(dtype=torch.float16), yardstick="our float32", beside=Mode()),
@@ -79,7 +82,7 @@ DIRECTIONS = {
         Mode(reuse_output=True), yardstick="our 1 thread", beside=Mode(reuse_output=True, threads=1), where="cpu"
     ),
     "launch": Direction(Mode(), ("tiny",), where="gpu", back_to_back=True),
-    "backward": Direction(Mode("backward"), ("six", "pyramid", "crowded", "series")),
+    "backward": Direction(Mode("backward"), ("six", "pyramid", "crowded", "series", *FAMILY_GROUPS)),
     "channels_last_backward": Direction(Mode("backward", channels_last=True), where="gpu"),
     "box_gradient": Direction(
         Mode("backward", box_gradient=True), yardstick="our input only", beside=Mode("backward")

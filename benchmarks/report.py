@@ -23,12 +23,13 @@ from roialign import backends
 
 FLOOR, PLAIN_FLOOR, ROOFLINE = "floor", "plain floor", "roofline"
 FLOORS = (FLOOR, PLAIN_FLOOR, ROOFLINE)  # with huge pages, with pages as PyTorch gets them; of a GPU's memory
-PACKAGES = ("roialign", "torch", "torchvision", "onnxruntime", "openvino")
+PACKAGES = ("roialign", "torch", "torchvision", "onnxruntime", "openvino", "mmcv")
 
 
 LEGEND = (
     "Medians of a call; x: how many times as long as roialign the other takes, but at the floors, how many times as "
-    "long as the floor roialign takes; roofline: the least that the memory needs, and its share of our time. "
+    "long as the floor roialign takes; roofline: the least that the memory needs, and its share of our time; "
+    "our roi_align: of the same boxes upright, no bin moved. "
     "Mean and worst: of the six workloads; (n): of only n of them."
 )
 

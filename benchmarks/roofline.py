@@ -15,7 +15,7 @@ from roialign import axis
 from roialign.boxes import fpn_levels
 
 from .directions import Mode
-from .peers import Call
+from .peer import Call
 from .workloads import Workload, strides_log2
 
 COPIED = 2**28  # bytes, each read once and written once
@@ -28,7 +28,7 @@ def copy(device: torch.device) -> Call:
 
 
 def must_move(workload: Workload, mode: Mode) -> int:
-    """Bytes.
+    """Bytes; of ``roi_align`` of maps ``[1, C, H, W]``, which is what our kernels on a GPU are timed on.
 
     Forward: the touched cells in, the output out. Backward: the output's gradient in, that of the maps out, all of it,
     as most of it may be 0 but none may be left unwritten; with the gradient to the boxes also the touched cells in.
@@ -48,7 +48,7 @@ def touched_cells(workload: Workload) -> list[Tensor]:
     if len(workload.maps) > 1:
         level = fpn_levels([boxes], strides_log2(workload), 224, 4)
     found = []
-    for i, (height, width, stride) in enumerate(workload.maps):
+    for i, ((height, width), stride) in enumerate(workload.maps):
         x1, y1, x2, y2 = boxes[level == i].unbind(1)
         rows = _touched(workload, y1, y2, height, 1 / stride)
         columns = _touched(workload, x1, x2, width, 1 / stride)

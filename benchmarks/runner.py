@@ -19,7 +19,8 @@ from torch import Tensor
 from . import roofline
 from .device import CPU, Cpu, Device
 from .directions import Direction, Mode, directions_on
-from .peers import PEERS, Call, Peer, ours_on
+from .peer import Call, Peer
+from .peers import PEERS, ours_on
 from .report import FLOOR, PLAIN_FLOOR, ROOFLINE, Report, Result, Timing, machine
 from .workloads import Case, Workload, make_case, select
 
@@ -133,7 +134,7 @@ def measure(
             cases[mode] = make_case(workload, mode)
         count = mode.threads or threads
         with use_threads(count):  # ONNX Runtime and OpenVINO take their number now
-            return Contender(name, peer.prepare(cases[mode]), count, device, direction.back_to_back)
+            return Contender(name, peer.prepare(peer.eased(cases[mode])), count, device, direction.back_to_back)
 
     rivals = [(peer.name, peer, direction.mode) for peer in peers if not peer.why_not(workload, direction.mode)]
     if direction.beside is not None:
@@ -147,7 +148,8 @@ def measure(
         for rival_name, peer, mode in rivals:
             try:
                 rival = contender(rival_name, peer, mode)
-                rival.deviation = deviation(answer, rival.answer())
+                eased = peer.eased(cases[mode])
+                rival.deviation = deviation(answer if eased is cases[mode] else us.prepare(eased)(), rival.answer())
             except Exception as error:  # a peer's failure is its result, not the end of the run
                 refused[rival_name] = f"fails: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
                 continue

@@ -6,13 +6,28 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from roialign.spec import KINDS, Pooling
+
 from .directions import Mode
 
 SEED = 0
+
+
+class Map(NamedTuple):
+    """A feature map.
+
+    Attributes:
+        size: cells along each axis: (length,), (height, width) or (depth, height, width).
+        stride: pixels of the image per cell.
+    """
+
+    size: tuple[int, ...]
+    stride: int
 
 
 @dataclass(frozen=True)
@@ -21,10 +36,10 @@ class Workload:
 
     Args:
         name: unique.
-        group: ``"six"`` for those that the headline numbers are of, ``"pyramid"``, ``"crowded"``, ``"tiny"`` or
-            ``"series"``.
+        group: ``"six"`` for those that the headline numbers are of, ``"pyramid"``, ``"crowded"``, ``"tiny"``,
+            ``"series"``, or one of ``directions.FAMILY_GROUPS``.
         channels: of each map.
-        maps: (height, width, stride) of each map, the finest first; more than one is a pyramid.
+        maps: the finest first; more than one is a pyramid.
         boxes: how many.
         output: bins along each axis.
         ratio: samples per bin along each axis, 0 for adaptive.
@@ -32,12 +47,13 @@ class Workload:
         sides: the shortest and the longest side of a box before it is clipped, in pixels.
         threads: how many; None takes the run's.
         spread: of the boxes' centres, around the middle of the image and as a part of it.
+        kind: of pooling, by its name in ``roialign.spec.KINDS``.
     """
 
     name: str
     group: str
     channels: int
-    maps: tuple[tuple[int, int, int], ...]
+    maps: tuple[Map, ...]
     boxes: int
     output: int
     ratio: int
@@ -45,48 +61,81 @@ class Workload:
     sides: tuple[float, float]
     threads: int | None = None
     spread: float = 1.0
+    kind: str = "avg"
 
     @property
-    def image(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        height, width, stride = self.maps[0]
-        return height * stride, width * stride
+    def rank(self) -> int:
+        """How many axes a map has behind N and C."""
+        return len(self.maps[0].size)
+
+    @property
+    def image(self) -> tuple[int, ...]:
+        """Pixels along each axis of the map, (height, width) of ``[N, C, H, W]``."""
+        size, stride = self.maps[0]
+        return tuple(length * stride for length in size)
+
+    def pooling(self) -> Pooling:
+        """As the kernels take it."""
+        scales = [1 / map.stride for map in self.maps for _ in map.size]
+        samples = (self.ratio, self.aligned) if KINDS[self.kind].samples else ()
+        return Pooling(self.kind, (self.output,) * self.rank, scales, *samples)
 
     def cells(self) -> int:
         """Numbers in all the maps."""
-        return self.channels * sum(height * width for height, width, _ in self.maps)
+        return self.channels * sum(math.prod(map.size) for map in self.maps)
+
+    def pooled_size(self) -> tuple[int, ...]:
+        """The output's."""
+        spec = self.pooling()
+        return self.boxes, spec.pooled_channels(self.channels), *spec.output_size
 
     def pooled(self) -> int:
         """Numbers in the output."""
-        return self.boxes * self.channels * self.output**2
+        return math.prod(self.pooled_size())
 
     def needs(self, mode: Mode) -> frozenset[str]:
         """What an implementation must be able to do."""
-        return mode.needs() | ({"pyramid"} if len(self.maps) > 1 else set())
+        of_rank = {1: "signals", 2: "maps", 3: "volumes"}[self.rank]
+        return mode.needs() | {KINDS[self.kind].operator, of_rank} | ({"pyramid"} if len(self.maps) > 1 else set())
 
     def make_boxes(self) -> Tensor:
-        """``[K, 4]``: log-uniform side, aspect 0.5 to 2, centres uniform, clipped to the image, the same every time.
+        """``[K, 2 * rank]``: both corners, x first, the same every time.
 
-        The side is the root of the area; the aspect, width by height, is log-uniform too, so that wide and tall boxes
-        are equally many.
+        A box's side is log-uniform and its centre uniform; it is clipped to the image. The side is the root of the
+        area (of the volume); by how much each axis differs from it is log-uniform too and the last axis makes up for
+        the others: of two axes the aspect is 0.5 to 2, and wide and tall boxes are equally many.
         """
-        generator = torch.Generator().manual_seed(SEED)
-        draw = torch.rand(4, self.boxes, generator=generator, dtype=torch.float64)
-        height, width = self.image
+        rank = self.rank
+        draw = torch.rand(2 * rank, self.boxes, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
         shortest, longest = self.sides
-        side = shortest * (longest / shortest) ** draw[0]
-        half_width, half_height = side * 2 ** (draw[1] - 0.5) / 2, side * 2 ** (0.5 - draw[1]) / 2
-        x, y = (
-            (0.5 + (each - 0.5) * self.spread) * length for each, length in zip(draw[2:], (width, height), strict=True)
-        )
-        left, right = (x - half_width).clamp(min=0), (x + half_width).clamp(max=width)
-        top, bottom = (y - half_height).clamp(min=0), (y + half_height).clamp(max=height)
-        return torch.stack([left, top, right, bottom], 1).float()
+        stretch = draw[1:rank] - 0.5
+        stretch = torch.cat([stretch, -stretch.sum(0, keepdim=True)])
+        half = shortest * (longest / shortest) ** draw[0] * 2**stretch / 2
+        length = torch.tensor(self.image[::-1], dtype=torch.float64)[:, None]
+        centre = (0.5 + (draw[rank:] - 0.5) * self.spread) * length
+        corners = (centre - half).clamp(min=0), (centre + half).clamp(max=length)
+        return torch.cat(corners).T.float().contiguous()
+
+    def make_rois(self) -> Tensor:
+        """The boxes as rows that the kernels take: the index of their image, which is 0, in front.
+
+        Rotated are the same boxes, by their centre, size and a uniform angle in radians; they may leave the image.
+        Where bins move, the offset of each is behind, normal with a tenth of the box's size for its deviation.
+        """
+        boxes, box = self.make_boxes(), KINDS[self.kind].box
+        generator = torch.Generator().manual_seed(SEED)
+        parts = [boxes]
+        if box == "rotated":
+            low, high = boxes.chunk(2, 1)
+            parts = [(low + high) / 2, high - low, math.pi * (2 * torch.rand(self.boxes, 1, generator=generator) - 1)]
+        elif box == "moved":
+            parts.append(0.1 * torch.randn(self.boxes, 2 * self.output**2, generator=generator))
+        return torch.cat([boxes.new_zeros(self.boxes, 1), *parts], 1)
 
 
 def strides_log2(workload: Workload) -> list[int]:
     """The levels of a pyramid, as its poolers count them."""
-    return [int(math.log2(stride)) for _, _, stride in workload.maps]
+    return [int(math.log2(map.stride)) for map in workload.maps]
 
 
 @dataclass(frozen=True)
@@ -96,9 +145,9 @@ class Case:
     Args:
         workload: which.
         mode: how it is called.
-        maps: ``[1, C, H, W]`` each.
-        rois: ``[K, 5]``, the boxes with the index of their image in front.
-        grad: the gradient to the output, ``[K, C, output, output]``, empty where none is needed.
+        maps: ``[1, C, H, W]`` each, or of rank 1 or 3.
+        rois: ``[K, columns]``, as ``Workload.make_rois`` says.
+        grad: the gradient to the output, empty where none is needed.
     """
 
     workload: Workload
@@ -111,26 +160,24 @@ class Case:
 def make_case(workload: Workload, mode: Mode) -> Case:
     """Draw the tensors, the same every time; values are bfloat16's, so that every dtype pools nearly the same maps."""
     generator = torch.Generator().manual_seed(SEED)
-    layout = torch.channels_last if mode.channels_last else torch.contiguous_format
 
     def normal(*size: int) -> Tensor:
-        values = torch.randn(size, generator=generator).bfloat16()
-        return values.to(mode.device, mode.dtype).contiguous(memory_format=layout)
+        values = torch.randn(size, generator=generator).bfloat16().to(mode.device, mode.dtype)
+        return values.movedim(1, -1).contiguous().movedim(-1, 1) if mode.channels_last else values  # of any rank
 
-    maps = [normal(1, workload.channels, height, width) for height, width, _ in workload.maps]
-    boxes = workload.make_boxes().to(mode.device)
-    rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], 1)
+    maps = [normal(1, workload.channels, *map.size) for map in workload.maps]
+    rois = workload.make_rois().to(mode.device)
     grad = torch.empty(0, device=mode.device)
     if mode.part != "forward":
-        grad = normal(workload.boxes, workload.channels, workload.output, workload.output)
+        grad = normal(*workload.pooled_size())
         for map in maps:
             map.requires_grad_()
         rois.requires_grad_(mode.box_gradient)
     return Case(workload, mode, maps, rois, grad)
 
 
-P2, P4, P5 = (200, 336, 4), (50, 84, 16), (25, 42, 32)
-MASK = (100, 168, 8)
+P2, P4, P5 = Map((200, 336), 4), Map((50, 84), 16), Map((25, 42), 32)
+MASK = Map((100, 168), 8)
 
 SIX = (
     Workload("fpn_p2", "six", 256, (P2,), 1000, 7, 2, False, (16, 112)),
@@ -144,7 +191,28 @@ SIX = (
 PYRAMID = Workload("resnet50_fpn", "pyramid", 256, (P2, MASK, P4, P5), 1000, 7, 2, False, (16, 448))
 # What a detector's first stage proposes for one object: nearly the same box a thousand times.
 CROWDED = Workload("crowded", "crowded", 256, (P2,), 1000, 7, 2, False, (80, 112), spread=0.01)
-TINY = Workload("tiny", "tiny", 8, ((16, 16, 4),), 1, 7, 2, False, (16, 48))
+TINY = Workload("tiny", "tiny", 8, (Map((16, 16), 4),), 1, 7, 2, False, (16, 48))
+
+# What R-FCN pools: of 7 x 7 bins a score for each of the 20 classes of VOC or the 80 of COCO, and the background.
+# torchvision's gradient of ps_roi_pool also goes to the map's last row and column, which nobody reads: there the boxes
+# keep off them.
+RFCN = Workload(
+    "rfcn_voc_align", "position_sensitive", 1029, (Map((38, 63), 16),), 300, 7, 2, True, (32, 600), kind="ps_avg"
+)
+RFCN_POOL = replace(RFCN, name="rfcn_voc_pool", aligned=False, sides=(32, 256), spread=0.3, kind="ps_cells")
+POSITION_SENSITIVE = (
+    RFCN,
+    replace(RFCN, name="rfcn_coco_align", channels=3969),
+    RFCN_POOL,
+    replace(RFCN_POOL, name="rfcn_coco_pool", channels=3969),
+)
+# Boxes of 12 to 16 cells; the second is the same but for the angle, which is none, and the bins, which move.
+ROTATED = Workload("rotated", "rotated", 256, (Map((64, 64), 8),), 512, 7, 2, True, (96, 128), kind="rotated")
+DEFORMABLE = replace(ROTATED, name="deformable", group="deformable", kind="moved")
+# Lesions in a scan, actions in a video.
+VOLUMES = Workload("volumes", "volumes", 32, (Map((64, 64, 64), 4),), 200, 7, 2, True, (32, 128))
+SIGNALS = Workload("signals", "signals", 256, (Map((4096,), 8),), 200, 7, 2, True, (64, 2048))
+FAMILY = (*POSITION_SENSITIVE, ROTATED, DEFORMABLE, VOLUMES, SIGNALS)
 
 
 def _series() -> list[Workload]:
@@ -159,7 +227,7 @@ def _series() -> list[Workload]:
     ]
 
 
-WORKLOADS = {workload.name: workload for workload in (*SIX, PYRAMID, CROWDED, TINY, *_series())}
+WORKLOADS = {workload.name: workload for workload in (*SIX, PYRAMID, CROWDED, TINY, *FAMILY, *_series())}
 GROUPS = tuple(dict.fromkeys(workload.group for workload in WORKLOADS.values()))
 
 

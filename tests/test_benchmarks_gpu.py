@@ -140,8 +140,8 @@ def touched_by_loops(workload: Workload) -> int:
     boxes = workload.make_boxes().double()
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     coarsest = len(workload.maps) - 1
-    finest = int(math.log2(workload.maps[0][2]))
-    for i, (height, width, stride) in enumerate(workload.maps):
+    finest = int(math.log2(workload.maps[0].stride))
+    for i, ((height, width), stride) in enumerate(workload.maps):
         cells = set()
         for (x1, y1, x2, y2), size in zip(boxes.tolist(), area.tolist(), strict=True):
             level = math.floor(4 + math.log2(math.sqrt(size) / 224) + 1e-6) - finest
@@ -177,7 +177,7 @@ FEW = [replace(it, boxes=25) for it in (*SIX, PYRAMID, CROWDED)]
 @pytest.mark.parametrize("workload", [*FEW, TINY], ids=lambda it: it.name)
 def test_bytes_that_must_move_are_those_of_the_touched_cells(workload: Workload) -> None:
     touched = touched_by_loops(workload) * workload.channels
-    maps = workload.channels * sum(height * width for height, width, _ in workload.maps)
+    maps = workload.channels * sum(height * width for (height, width), _ in workload.maps)
     output = workload.boxes * workload.channels * workload.output * workload.output
     assert 0 < touched < maps
     assert roofline.must_move(workload, Mode()) == 4 * (touched + output)
