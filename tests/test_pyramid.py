@@ -167,7 +167,7 @@ def test_by_hand(name: str) -> None:
 @pytest.mark.parametrize("size", [(10, 10), (9, 10), (10, 9), (16, 7), (1, 16)])
 def test_maps_that_are_no_halvings_are_refused(size: Size) -> None:
     """More than one cell beside half of 16."""
-    with pytest.raises(ValueError, match=r"x\['1'\]: got .* cells, where x\['0'\] has \(16, 16\); expected both sides"):
+    with pytest.raises(ValueError, match=r"x\['1'\]: got .* cells, where x\['0'\] has \(16, 16\); expected all sides"):
         infer_scales(features([(16, 16), size]), [(64, 64)])
 
 

@@ -82,7 +82,13 @@ def as_rois(input: Tensor, boxes: Boxes, columns: int = 5) -> Tensor:
     return torch.cat(rows) if rows else torch.zeros(0, columns, dtype=dtype, device=input.device)
 
 
-def fpn_levels(boxes: Sequence[Tensor], levels: Sequence[int], canonical_scale: float, canonical_level: int) -> Tensor:
+def fpn_levels(
+    boxes: Sequence[Tensor],
+    levels: Sequence[int],
+    canonical_scale: float,
+    canonical_level: int,
+    rotated: bool = False,
+) -> Tensor:
     """Assign each box to a level of a feature pyramid by its size.
 
     The size is the square root of the box's area on a map of rank 2, its length on one of rank 1, the cube root of its
@@ -96,15 +102,14 @@ def fpn_levels(boxes: Sequence[Tensor], levels: Sequence[int], canonical_scale: 
         levels: the levels there are; level k has the scale ``2**-k``.
         canonical_scale: size in pixels of a box that belongs on the ``canonical_level``.
         canonical_level: that level.
+        rotated: the boxes are rotated ones.
 
     Returns:
         ``[K]`` int64 index into ``levels``.
     """
     wide = [part.detach() if part.dtype == torch.float64 else part.detach().float() for part in boxes]
-    columns = wide[0].shape[1]
-    rank = columns // 2
-    # An odd number is that of rotated boxes: centre, width, height and angle.
-    sides = torch.cat([part[:, 2:4] if columns % 2 else part[:, rank:] - part[:, :rank] for part in wide])
+    rank = wide[0].shape[1] // 2
+    sides = torch.cat([part[:, 2:4] if rotated else part[:, rank:] - part[:, :rank] for part in wide])
     size = sides.prod(1).clamp(min=0).pow(1 / rank)
     target = torch.floor(canonical_level + torch.log2(size / canonical_scale) + torch.full_like(size, 1e-6))
     finest, coarsest = min(levels), max(levels)

@@ -56,7 +56,7 @@ def multi_scale_roi_align(
     if len(features) > 1:
         # A level's number is -log2 of its scale; with unequal scales along the axes, of their geometric mean.
         levels = [round(-math.log2(math.prod(scale)) / rank) for scale in scales]
-        level = fpn_levels(boxes, levels, canonical_scale, canonical_level)
+        level = fpn_levels(boxes, levels, canonical_scale, canonical_level, rotated)
     spec = Pooling(kind, check_output_size(output_size, rank), [each for scale in scales for each in scale])
     if KINDS[kind].samples:
         aligned = aligned or KINDS[kind].sensitive or rotated

@@ -69,7 +69,9 @@ class MultiScaleRoIAlign(_Base):  # type: ignore[misc]
         if not 0 < canonical_scale < math.inf:
             raise ValueError(f"canonical_scale: got {canonical_scale!r}; expected a positive number of pixels")
         self.featmap_names = list(featmap_names)
-        self.output_size = kept_output_size(output_size)
+        self.bins = kept_output_size(output_size)  # a number goes with any rank
+        # torchvision's detectors ask the first of two.
+        self.output_size = self.bins if isinstance(self.bins, tuple) else (self.bins, self.bins)
         self.sampling_ratio = check_sampling_ratio(sampling_ratio)
         self.canonical_scale = canonical_scale
         self.canonical_level = canonical_level
@@ -105,7 +107,7 @@ class MultiScaleRoIAlign(_Base):  # type: ignore[misc]
             boxes,
             image_shapes,
             self.featmap_names,
-            self.output_size,
+            self.bins,
             self.sampling_ratio,
             float(self.canonical_scale),
             self.canonical_level,
@@ -117,7 +119,7 @@ class MultiScaleRoIAlign(_Base):  # type: ignore[misc]
         """Arguments, for ``repr``."""
         operator = "" if self.operator == "roi_align" else f", operator={self.operator!r}"
         return (
-            f"featmap_names={self.featmap_names}, output_size={self.output_size}, "
+            f"featmap_names={self.featmap_names}, output_size={self.bins}, "
             f"sampling_ratio={self.sampling_ratio}, canonical_scale={self.canonical_scale}, "
             f"canonical_level={self.canonical_level}, aligned={self.aligned}, mode={self.mode!r}"
             f"{operator}"

@@ -30,7 +30,7 @@ _PYRAMID = "Tensor[] features, str[] names, Tensor[] boxes, SymInt[] image_shape
 
 
 def _numbers(given: Sequence[Any]) -> Any:
-    return given[0] if len(given) == 1 else given
+    return given[0] if isinstance(given, list) and len(given) == 1 else given
 
 
 def _as_list(boxes: Tensor | list[Tensor]) -> list[Tensor]:
