@@ -7,74 +7,28 @@ what crashes the process is then seen by the lines that are missing.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 import roialign
-from roialign import MultiScaleRoIAlign, RoIAlign, prroi_pool, roi_align, roi_pool
-
-INF, NAN = float("inf"), float("nan")
-
-
-class Call(NamedTuple):
-    """What is called, the exception it must raise, and what its message must contain: argument, came, expected."""
-
-    run: Callable[[], object]
-    error: type[Exception]
-    words: tuple[str, ...]
-
-
-def map_(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A feature map of ones, ``[2, 3, 8, 8]`` unless told."""
-    return torch.ones(shape or (2, 3, 8, 8), dtype=dtype)
-
-
-def boxes(*indices: float, dtype: torch.dtype = torch.float32) -> Tensor:
-    """One harmless box per batch index."""
-    return torch.tensor([[index, 1, 1, 5, 5] for index in indices or (0,)], dtype=dtype).reshape(-1, 5)
-
-
-def freed(tensor: Tensor, left: int = 0) -> Tensor:
-    """The tensor with all but ``left`` bytes of its storage given back, as FSDP does."""
-    tensor.untyped_storage().resize_(left)
-    return tensor
-
-
-def align(*args: Any, **options: Any) -> Callable[[], object]:
-    """``roi_align`` on harmless arguments but those given: input, boxes and output_size by position, others by name."""
-    filled = (*args, *(map_(), boxes(), 2)[len(args) :])
-    return lambda: roi_align(*filled, **options)
-
-
-def pyramid(**changes: Any) -> Callable[[], object]:
-    """``MultiScaleRoIAlign`` on harmless arguments but those given."""
-    call: dict[str, Any] = {
-        "x": {"0": map_(2, 3, 16, 16), "1": map_()},
-        "boxes": [torch.tensor([[1.0, 1, 9, 9]])] * 2,
-        "image_shapes": [(64, 64)] * 2,
-        "featmap_names": ["0", "1"],
-        "output_size": 2,
-        "sampling_ratio": 2,
-    } | changes
-    built = ("featmap_names", "output_size", "sampling_ratio", "canonical_scale", "aligned", "mode")
-    options = {name: call.pop(name) for name in built if name in call}
-    return lambda: MultiScaleRoIAlign(**options)(call["x"], call["boxes"], call["image_shapes"])
-
-
-def bad_index(index: float, shown: str, **options: Any) -> Call:
-    """A batch index that names no image must be reported with its row, its value and N."""
-    rois = boxes(0, 1, index, **options)
-    return Call(align(map_(), rois), IndexError, ("boxes", "row 2", shown, "N = 2", "expected", "[0, 2)"))
-
-
-SIZE = ("output_size", "expected", "positive int")
-SCALE = ("spatial_scale", "expected", "positive finite number")
-RATIO = ("sampling_ratio", "expected an int")
-BOXES = ("boxes", "expected", "Tensor[K, 5]")
-INPUT = ("input", "expected")
+from hostile_arguments import (
+    BOXES,
+    INF,
+    INPUT,
+    NAN,
+    RATIO,
+    SCALE,
+    SIZE,
+    Call,
+    align,
+    bad_index,
+    boxes,
+    freed,
+    map_,
+    pyramid,
+)
+from hostile_forms import FORMS
+from roialign import RoIAlign, prroi_pool, roi_pool
 
 CALLS: dict[str, Call] = {
     "index too large": bad_index(2, "2"),
@@ -236,6 +190,15 @@ CALLS: dict[str, Call] = {
     "pyramid scale": Call(pyramid(canonical_scale=0), ValueError, ("canonical_scale", "0", "expected")),
     "pyramid scale infinite": Call(pyramid(canonical_scale=INF), ValueError, ("canonical_scale", "inf", "expected")),
     "pyramid mode": Call(pyramid(mode="median"), ValueError, ("mode", "'median'", "expected")),
+    "pyramid operator": Call(pyramid(operator="pool"), ValueError, ("operator", "'pool'", "expected")),
+    "pyramid of moved bins": Call(pyramid(operator="deform_roi_pool"), ValueError, ("operator", "'deform_roi_pool'")),
+    "pyramid of rotated boxes": Call(
+        pyramid(operator="roi_align_rotated"), ValueError, ("boxes[0]", "(1, 4)", "Tensor[L, 5]", "expected")
+    ),
+    "level of another rank": Call(
+        pyramid(x={"0": map_(2, 3, 16, 16), "1": map_(2, 3, 8, 8, 8)}), ValueError, ("x['1']", "(2, 3, 8, 8, 8)")
+    ),
+    **FORMS,
 }
 
 

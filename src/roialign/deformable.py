@@ -80,13 +80,15 @@ def deform_roi_pool(
     rank = check_input(input, ranks=PLANAR)
     size, scale = check_output_size(output_size, rank), check_scale(spatial_scale, rank)
     spec = Pooling("moved", size, scale, check_sampling_ratio(sampling_ratio), aligned=True)
+    factor = check_gamma(gamma)
     rois = checked_rois(input, boxes)
+    unrecorded(check_memory, "boxes", rois)  # since PyTorch reads them here
     if offset is None:
         shift = rois.new_zeros(rois.shape[0], 2 * math.prod(size))
     else:
         unrecorded(_check_offset, offset, rois, size)
         dtype = torch.float64 if offset.dtype == torch.float64 else rois.dtype
-        shift = (offset.to(dtype) * check_gamma(gamma)).flatten(1)
+        shift = (offset.to(dtype) * factor).flatten(1)
     return backends.pool([input], torch.cat([rois, shift], 1), None, spec)
 
 
