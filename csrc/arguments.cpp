@@ -251,7 +251,10 @@ void read_ratio(int64_t ratio, Call& call) {
   call.sampling_ratio = ratio;
   const auto samples = static_cast<double>(ratio) * static_cast<double>(ratio) * static_cast<double>(call.bins());
   if (info(call.kind).form == Form::rotated && ratio > 0 && samples > static_cast<double>(kMostVisited))
-    refuse("sampling_ratio", std::to_string(ratio), "at most 2**26 samples of a box, since each is visited");
+    refuse("sampling_ratio",
+           std::to_string(ratio) + " for output_size=(" + std::to_string(call.pooled_h) + ", " +
+               std::to_string(call.pooled_w) + ")",
+           "at most 2**26 samples of a box, since each is visited");
 }
 
 void read_pooled(const Array& pooled, const char* named, Call& call) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 import roialign  # noqa: F401
 from helpers import rows, run_python
-from hostile import freed
+from hostile_arguments import freed
 from roialign import prroi_pool, roi_align, roi_pool
 from roialign.backends import available
 from roialign.spec import KINDS, Pooling
@@ -170,6 +171,65 @@ def test_nonsense_is_refused_in_words(name: str) -> None:
         run()
     missing = [word for word in words if word not in str(raised.value)]
     assert not missing, f"{missing} not in {raised.value!s:.300}"
+
+
+TURNED, MOVED = torch.ones(2, 6), torch.ones(2, 13)
+REFUSED_ANYWHERE: dict[str, tuple[dict[str, Any], str]] = {
+    "rotated in many samples": (
+        {"kind": "rotated", "rois": TURNED, "sampling_ratio": 2**62},
+        f"sampling_ratio: got {2**62} for output_size=(2, 2); expected at most 2**26 samples of a box, since each is "
+        "visited",
+    ),
+    "rotated in one sample too many": (
+        {"kind": "rotated", "rois": TURNED, "sampling_ratio": 2**12 + 1},
+        "sampling_ratio: got 4097 for output_size=(2, 2); expected at most 2**26 samples of a box, since each is "
+        "visited",
+    ),
+    "rotated without an angle": (
+        {"kind": "rotated", "rois": ROIS}, "rois: got a tensor of shape (2, 5); expected [K, 6]",
+    ),
+    "rotated with a number more": (
+        {"kind": "rotated", "rois": MOVED[:, :7]}, "rois: got a tensor of shape (2, 7); expected [K, 6]",
+    ),
+    "rotated line": (
+        {"kind": "rotated", "features": [map_(2, 3, 8)], "rois": TURNED, "output_size": [2], "scales": [1.0]},
+        "output_size: got [2]; expected (height, width), each from 1 to 2**24",
+    ),
+    "moved without shifts": (
+        {"kind": "moved", "rois": ROIS}, "rois: got a tensor of shape (2, 5); expected [K, 13]",
+    ),
+    "moved with a shift less": (
+        {"kind": "moved", "rois": MOVED[:, :12]}, "rois: got a tensor of shape (2, 12); expected [K, 13]",
+    ),
+    "moved with the shifts of other bins": (
+        {"kind": "moved", "rois": MOVED, "output_size": [2, 3]},
+        "rois: got a tensor of shape (2, 13); expected [K, 17]",
+    ),
+}  # fmt: skip
+
+
+@native
+@pytest.mark.parametrize("name", REFUSED_ANYWHERE)
+def test_rotated_and_moved_are_refused_by_the_core(name: str) -> None:
+    changes, words = REFUSED_ANYWHERE[name]
+    with pytest.raises(ValueError, match=re.escape(words) + "$"):
+        pool(**changes)
+
+
+def test_and_in_the_same_words_where_there_is_no_core() -> None:
+    """Then the reference serves the operator."""
+    code = """
+import os
+os.environ["ROIALIGN_CPU"] = "none"
+from test_direct_calls import REFUSED_ANYWHERE, available, pool
+assert not available()["native"].ready
+for changes, _ in REFUSED_ANYWHERE.values():
+    try:
+        pool(**changes)
+    except ValueError as error:
+        print(error)
+"""
+    assert run_python(code, "").splitlines() == [words for _, words in REFUSED_ANYWHERE.values()]
 
 
 @native
