@@ -165,7 +165,7 @@ class Held {
     for (int64_t k = 0; k < call_.boxes; ++k) {
       loop::Box& box = boxes_[static_cast<size_t>(k)];
       for (int64_t b = 0; b < bins() && !box.left_out; ++b) {
-        const double got = pooled(k, b);
+        const double got = pooled(k, b, channel_);
         if (!box.finite ? got == got : !agrees(got, box.pooled(b, channel_), call_.dtype)) return false;
       }
     }
@@ -180,7 +180,7 @@ class Held {
       for (int64_t b = 0; b < bins() && box.finite; ++b) {
         box.pooled(b, channel_);
         if (box.close) return true;
-        box.spread(b, pooled(k, b), wanted[static_cast<size_t>(box.level_index())]);
+        box.spread(b, pooled(k, b, channel_), wanted[static_cast<size_t>(box.level_index())]);
       }
     }
     for (size_t l = 0; l < grads.size(); ++l)
@@ -188,13 +188,25 @@ class Held {
         if (!agrees(gradient(grads[l], static_cast<int64_t>(i)), wanted[l][i], call_.dtype)) return false;
     return true;
   }
+  // Of one box, since all channels count. A maximum may hang on which of two samples is greater.
+  bool box_gradient_agrees(int64_t k, const double* got) {
+    const loop::Box& box = boxes_[static_cast<size_t>(k)];
+    if (box.left_out || call_.kind == Kind::max) return true;
+    std::vector<loop::Total> wanted(static_cast<size_t>(call_.columns()));
+    for (int64_t b = 0; b < bins() && box.finite; ++b)
+      box.move(b, [&](int64_t channel) { return pooled(k, b, channel); }, wanted);
+    const double relative = call_.dtype == DType::float64 ? 1e-9 : 4e-6;  // of an integral over 1e-3 of a cell
+    for (size_t i = 0; i < wanted.size(); ++i)
+      if (!(std::abs(got[i] - wanted[i].value) <= relative * wanted[i].size + 1e-30)) return false;
+    return true;
+  }
 
  private:
   int64_t bins() const { return int64_t{call_.pooled_d} * call_.pooled_h * call_.pooled_w; }
-  double pooled(int64_t box, int64_t bin) const {
+  double pooled(int64_t box, int64_t bin, int64_t channel) const {
     const int64_t channels = call_.levels[0].channels;
-    const int64_t at = call_.pooled_channels_last ? (box * bins() + bin) * channels + channel_
-                                                  : (box * channels + channel_) * bins() + bin;
+    const int64_t at = call_.pooled_channels_last ? (box * bins() + bin) * channels + channel
+                                                  : (box * channels + channel) * bins() + bin;
     return loop::number(call_.pooled + at * item_size(call_.dtype), call_.dtype);
   }
   double gradient(const Level& grad, int64_t i) const {  // of cell i of a channel of all images
@@ -285,6 +297,9 @@ Answers one_case(uint64_t seed, int64_t& boxes) {
     fail(seed, "the directions disagree about the first bad row");
   if (bad >= 0) return {};
   if (held && !held->gradient_agrees(targets)) fail(seed, "not the gradient to the maps of a plain loop");
+  const int64_t k = random.between(0, std::max<int64_t>(call.boxes - 1, 0));
+  const auto* row = reinterpret_cast<const double*>(box_grad.data()) + k * call.columns();
+  if (held && call.boxes && !held->box_gradient_agrees(k, row)) fail(seed, "not the gradient to a box of a plain loop");
   boxes += call.boxes;
   const bool jumps = call.kind == Kind::max || turns;
   for (const Tensor& grad : grads) written.push_back({call.dtype, grad.bytes, in_double, false, jumps});

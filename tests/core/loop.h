@@ -15,9 +15,17 @@ namespace loop {
 
 using namespace roialign;
 
+// A sum and that of its parts' sizes, to which its rounding is held.
+struct Total {
+  double value = 0, size = 0;
+  void add(double part) { value += part, size += std::abs(part); }
+};
+
 struct Tap {
   int64_t cell;
   double weight;
+  Total slope[2];  // of the weight, as the box's lower or its upper edge moves
+  Tap(int64_t c, double w) : cell(c), weight(w) {}
 };
 using Sample = std::vector<Tap>;  // nothing: it lies outside and counts 0
 using Bin = std::vector<Sample>;  // of whole cells: each is a sample; of an integral there is one, all of its cells
@@ -35,13 +43,21 @@ inline double hat(double t) {
   return t < 0 ? (t + 1) * (t + 1) / 2 : 1 - (1 - t) * (1 - t) / 2;
 }
 
-inline Sample sample_at(double s, int64_t length) {
+inline double triangle(double t) { return std::max(1 - std::abs(t), 0.0); }
+
+// Where a point between the lower and the upper edge goes as one of them moves by 1.
+inline double moves(int upper, double place) { return upper ? place : 1 - place; }
+
+// `speed`: how the sample moves with each edge. At a cell's centre the derivative is the one to the right.
+inline Sample sample_at(double s, int64_t length, const double (&speed)[2]) {
   if (s < -1 || s > static_cast<double>(length)) return {};
   const double at = std::min(std::max(s, 0.0), static_cast<double>(length - 1));
   const auto cell = std::min(static_cast<int64_t>(at), length - 1);
   const double fraction = at - static_cast<double>(cell);
-  if (cell == length - 1 || fraction == 0) return {{cell, 1}};
-  return {{cell, 1 - fraction}, {cell + 1, fraction}};
+  if (s < 0 || cell == length - 1) return {{cell, 1}};
+  Sample taps = {{cell, 1 - fraction}, {cell + 1, fraction}};
+  for (int upper : {0, 1}) taps[0].slope[upper].add(-speed[upper]), taps[1].slope[upper].add(speed[upper]);
+  return taps;
 }
 
 inline Axis axis_of(const Call& call, double lo, double hi, double scale, int32_t bins, int64_t length) {
@@ -63,7 +79,8 @@ inline Axis axis_of(const Call& call, double lo, double hi, double scale, int32_
   axis.finite = std::isfinite(lo) && std::isfinite(hi) && std::isfinite(start) && std::isfinite(size);
   if (!axis.finite) return axis;
   if (call.kind == Kind::integral) size = std::max(size, 0.0);
-  if ((call.kind == Kind::avg || call.kind == Kind::max) && !call.aligned) size = std::max(size, 1.0);
+  const bool fixed = (call.kind == Kind::avg || call.kind == Kind::max) && !call.aligned && !(size > 1);
+  if (fixed) size = 1;
   const double bin = size / bins;
   const double grid = call.sampling_ratio > 0 ? static_cast<double>(call.sampling_ratio) : std::ceil(bin);
   if (call.kind == Kind::integral)  // differences of large numbers say little here
@@ -81,11 +98,22 @@ inline Axis axis_of(const Call& call, double lo, double hi, double scale, int32_
       const double from = start + p * bin;
       for (int64_t j = 0; j < length && bin > 0; ++j) {
         const double at = static_cast<double>(j), part = hat(from + bin - at) - hat(from - at);
-        if (part > 0) all.push_back({j, part / bin});
+        if (!(part > 0)) continue;
+        all.push_back({j, part / bin});
+        for (int upper : {0, 1}) {
+          Total& slope = all.back().slope[upper];
+          slope.add(triangle(from + bin - at) / bin * scale * moves(upper, (p + 1.0) / bins));
+          slope.add(-triangle(from - at) / bin * scale * moves(upper, static_cast<double>(p) / bins));
+          slope.add(part / bin / bin * scale / bins * (upper ? -1 : 1));
+        }
       }
       to.push_back(all);
     } else {
-      for (double i = 0; i < grid; ++i) to.push_back(sample_at((start + p * bin) + ((i + 0.5) * bin) / grid, length));
+      for (double i = 0; i < grid; ++i) {
+        const double place = (p + (i + 0.5) / grid) / bins;
+        const double speed[2] = {fixed ? scale : scale * moves(0, place), fixed ? 0 : scale * moves(1, place)};
+        to.push_back(sample_at((start + p * bin) + ((i + 0.5) * bin) / grid, length, speed));
+      }
     }
   }
   return axis;
@@ -116,12 +144,6 @@ inline double number(const char* at, DType type) {
       return bits & 0x8000 ? -size : size;
   }
 }
-
-// A sum and that of its parts' sizes, to which its rounding is held.
-struct Total {
-  double value = 0, size = 0;
-  void add(double part) { value += part, size += std::abs(part); }
-};
 
 // The bins of one box and one channel, and, given their gradient, that to the channel of the map.
 class Box {
@@ -181,6 +203,29 @@ class Box {
             const int64_t at = (tz.cell * level().height + ty.cell) * level().width + tx.cell;
             to[static_cast<size_t>(image_ * level().cells() + at)].add(tz.weight * ty.weight * tx.weight * grad /
                                                                        share);
+          }
+    });
+  }
+
+  // Adds the gradient to the row of this box that bin b gives, of whose channels `grad` tells the gradient.
+  template <class Grad>
+  void move(int64_t b, Grad&& grad, std::vector<Total>& to) const {
+    const auto count = static_cast<double>(for_each_sample(b, [](auto&&...) {}));
+    for_each_sample(b, [&](const Sample& z, const Sample& y, const Sample& x, int64_t) {
+      for (const Tap& tz : z)
+        for (const Tap& ty : y)
+          for (const Tap& tx : x) {
+            Total value;
+            for (int64_t c = 0; c < level().channels; ++c) value.add(cell(c, tz, ty, tx) * grad(c));
+            const Tap* const taps[] = {&tx, &ty, &tz};
+            for (int column = 0; column < 2 * call_.rank; ++column) {
+              const int along = column % call_.rank;
+              double others = 1 / count;
+              for (int a = 0; a < call_.rank; ++a) others *= a == along ? 1 : taps[a]->weight;
+              const Total& slope = taps[along]->slope[column / call_.rank];
+              Total& edge = to[static_cast<size_t>(1 + column)];
+              edge.value += others * value.value * slope.value, edge.size += others * value.size * slope.size;
+            }
           }
     });
   }
