@@ -97,11 +97,8 @@ def pool_with(library: Any, workload: Workload) -> Pool:
         "ps_roi_align": lambda maps, rois: pool(maps[0], rois, output, scale, ratio),
         "ps_roi_pool": lambda maps, rois: pool(maps[0], rois, output, scale),
         "roi_align_rotated": lambda maps, rois: pool(maps[0], rois, output, scale, ratio, unit="radians"),
-        "deform_roi_pool": lambda maps, rois: pool(maps[0], *boxes_and_offset(rois, output), output, scale, ratio, 1.0),
+        "deform_roi_pool": lambda maps, rois: pool(
+            maps[0], rois[:, :5], rois[:, 5:].unflatten(1, (2, output, output)), output, scale, ratio, gamma=1.0
+        ),
     }
     return pools[operator]
-
-
-def boxes_and_offset(rois: Tensor, output: int) -> tuple[Tensor, Tensor]:
-    """The two arguments that ``deform_roi_pool`` takes of a case's rows."""
-    return rois[:, :5], rois[:, 5:].unflatten(1, (2, output, output))

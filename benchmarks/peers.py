@@ -18,7 +18,7 @@ from roialign.backends import native, operator
 from roialign.boxes import fpn_levels
 
 from .directions import EXTRA_DTYPES, Mode
-from .peer import Call, Peer, Pool, TorchPeer, boxes_and_offset, pool_with
+from .peer import Call, Peer, Pool, TorchPeer, pool_with
 from .runtimes import OnnxRuntime, OpenVino
 from .workloads import Case, Workload, strides_log2
 
@@ -157,25 +157,17 @@ class Autocast(Torchvision):
 
 
 class Mmcv(TorchPeer):
-    """``mmcv.ops`` where it was built with its operators; that of bins that move is for GPUs."""
+    """``mmcv.ops`` where it was built with its operators; of bins that move it has no kernel for a CPU."""
 
     name = "mmcv"
-    can = frozenset({"roi_align_rotated", "deform_roi_pool", "maps", "forward", "backward"})
+    can = frozenset({"roi_align_rotated", "maps", "forward", "backward"})
     packages = ("mmcv",)
 
     def pool(self, workload: Workload) -> Pool:
-        """It takes arguments by place only."""
-        ops, stride = importlib.import_module("mmcv.ops"), workload.maps[0].stride
-        size, scale, ratio = (workload.output,) * 2, 1 / stride, workload.ratio
-        if workload.kind == "rotated":
-            return lambda maps, rois: ops.roi_align_rotated(maps[0], rois, size, scale, ratio, workload.aligned, False)
-
-        def pool(maps: list[Tensor], rois: Tensor) -> Tensor:
-            boxes, offset = (it.contiguous() for it in boxes_and_offset(rois, workload.output))
-            pooled: Tensor = ops.deform_roi_pool(maps[0], boxes, offset, size, scale, ratio, 1.0)
-            return pooled
-
-        return pool
+        """It takes arguments by place only: the last two are ``aligned`` and ``clockwise``."""
+        pool, scale = importlib.import_module("mmcv.ops").roi_align_rotated, 1 / workload.maps[0].stride
+        size, ratio, aligned = (workload.output,) * 2, workload.ratio, workload.aligned
+        return lambda maps, rois: pool(maps[0], rois, size, scale, ratio, aligned, False)
 
 
 class Upright(Ours):
