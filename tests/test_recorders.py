@@ -332,6 +332,15 @@ def test_jit_script_of_functions() -> None:
     assert run_python(code, roialign.backends._Forced.name or "").split() == ["0.0"] * 6
 
 
+def test_jit_script_takes_a_list_of_one_as_its_number() -> None:
+    """On a plane, where Python refuses it: TorchScript makes such a list of a number, and nothing tells them apart."""
+    input, rois = example(2, seed=0)
+    scripted = torch.jit.script(roialign.roi_align)
+    assert torch.equal(scripted(input, rois, (3,), [0.5]), roialign.roi_align(input, rois, 3, 0.5))
+    with pytest.raises(ValueError, match=r"output_size: got \(3,\)"):
+        roialign.roi_align(input, rois, (3,))
+
+
 def test_jit_script_tells_what_is_wrong() -> None:
     """The same checks and the same words as in Python, whatever TorchScript makes of the exception's type."""
     scripted = torch.jit.script(RoIAlign(2, 1.0, 2))

@@ -3,6 +3,10 @@
 Each function gets an operator of PyTorch's dispatcher, ``torch.ops.roialign.roi_align`` and so on, that calls it, and a
 twin in TorchScript's own language that calls the operator. So a scripted model makes the same checks, runs on the same
 backends and has the same gradients. A saved one is loaded where roialign was imported.
+
+One thing is not the same: TorchScript makes a list of one of a single number, so that in a script an ``output_size`` or
+``spatial_scale`` of one number in a list counts as that number, on a map of any rank. Python refuses ``(7,)`` but for a
+map ``[N, C, L]``.
 """
 
 # No annotations from __future__: TorchScript reads them as they stand.
@@ -26,10 +30,8 @@ _ONE = "Tensor input, Tensor[] boxes, bool listed, SymInt[] output_size, float[]
 _PYRAMID = "Tensor[] features, str[] names, Tensor[] boxes, SymInt[] image_shapes, str[] featmap_names"
 
 
-# TorchScript makes a list of one of a single number, whose place along each axis only the function knows.
-
-
 def _numbers(given: Sequence[Any]) -> Any:
+    """A list of one as its number, whose place along each axis only the function knows."""
     return given[0] if isinstance(given, list) and len(given) == 1 else given
 
 
