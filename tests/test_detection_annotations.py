@@ -316,6 +316,10 @@ def test_a_split_gives_either_part_boxes(tmp_path: Path) -> None:
                 assert all(len(part.boxes) for part in parts), (full, empty, seed, fraction)
     first, second = data(1, 4).split(0.4, 0)
     assert (len(first.boxes), len(second.boxes), len(second.entries)) == (1, 0, 2)
+    _, second = data(8, 24).split(0.5, 0)  # of either sort its share
+    assert (len(second.boxes), len(second.entries)) == (4, 16)
+    assert [len(part.entries) for part in data(0, 6).split(0.5, 0)] == [3, 3]
+    assert whole._part([]).boxes.shape == (0, 4)
     assert [entry.id for entry in whole.split(0.5, 1)[1].entries] != [
         entry.id for entry in whole.split(0.5, 2)[1].entries
     ]
