@@ -33,7 +33,7 @@ static void max_back(const KernelArgs& args, const View<A>& view, const Box<A>& 
 template <class S>
 static void backward_input_piece(const KernelArgs& args, const Piece& piece) {
   using A = typename AccumulatorOf<S>::Type;
-  const bool reads = kKinds[static_cast<int>(args.kind)].takes_maximum;
+  const bool reads = info(args.kind).takes_maximum;
   auto* tile = reinterpret_cast<A*>(args.space.tile);
   auto* input = reinterpret_cast<A*>(args.space.second);
   for_each_sum<S, A>(args, piece, [&](const Sum<A>& sum, const Box<A>& box, int64_t channel, int lanes) {

@@ -25,22 +25,9 @@ static void max_box_grad(const KernelArgs& args, const View<A>& view, const View
             part.x1 += static_cast<double>(ys.bins.weight[i] * xs.dlo[j]) * value;
             part.x2 += static_cast<double>(ys.bins.weight[i] * xs.dhi[j]) * value;
           }
-        const auto g = static_cast<double>(grad[c]);
-        result.y1 += part.y1 * g;
-        result.y2 += part.y2 * g;
-        result.x1 += part.x1 * g;
-        result.x2 += part.x2 * g;
+        result.add_times(static_cast<double>(grad[c]), part);
       }
     });
-}
-
-// A box's window without the cells that are not finite: they have no slope.
-template <class S, class A>
-static View<A> pack_finite(const Map& map, const Box<A>& box, int64_t channel, int lanes, A* block) {
-  const View<A> view = pack_window<S>(map, box, channel, lanes, block);
-  for (int64_t i = 0; i < int64_t{box.y.touched} * box.x.touched * kLanes<A>; ++i)
-    if (block[i] - block[i] != 0) block[i] = 0;
-  return view;
 }
 
 template <class S>

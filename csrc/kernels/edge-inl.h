@@ -166,4 +166,13 @@ static View<A> pack_window(const Map& map, const Box<A>& box, int64_t channel, i
   return {block, width * n, n, true};
 }
 
+// A box's window without the cells that are not finite: they have no slope.
+template <class S, class A>
+static View<A> pack_finite(const Map& map, const Box<A>& box, int64_t channel, int lanes, A* block) {
+  const View<A> view = pack_window<S>(map, box, channel, lanes, block);
+  for (int64_t i = 0; i < int64_t{box.y.touched} * box.x.touched * kLanes<A>; ++i)
+    if (block[i] - block[i] != 0) block[i] = 0;
+  return view;
+}
+
 }  // namespace roialign::ROI_SET

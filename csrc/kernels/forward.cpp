@@ -83,7 +83,7 @@ static void forward_piece(const KernelArgs& args, const Piece& all) {
   Piece piece = all;
   using A = typename AccumulatorOf<S>::Type;
   const auto* boxes = static_cast<const Box<A>*>(piece.boxes);
-  const bool sums = !kKinds[static_cast<int>(args.kind)].takes_maximum;
+  const bool sums = !info(args.kind).takes_maximum;
   if (sums && args.pooled.channels_last && piece.access == Access::direct) {
     // As many channels as fill groups of blocks; what is left takes the common way.
     const int64_t blocks = (piece.channel_end - piece.channel) / (kLanes<A> * kAbreast) * kAbreast;

@@ -13,6 +13,14 @@ struct BoxGrad {
     const double all = x1 + y1 + x2 + y2 + z1 + z2;
     return all - all == 0;
   }
+  void add_times(double factor, const BoxGrad& other) {
+    x1 += other.x1 * factor;
+    y1 += other.y1 * factor;
+    x2 += other.x2 * factor;
+    y2 += other.y2 * factor;
+    z1 += other.z1 * factor;
+    z2 += other.z2 * factor;
+  }
   // To what the piece has of its box i, on the axes that the map has.
   void add_to(const KernelArgs& args, const Piece& piece, int64_t i) const {
     const double lower[] = {x1, y1, z1}, upper[] = {x2, y2, z2};

@@ -27,12 +27,7 @@ struct Slices {
     constexpr int n = kLanes<A>;
     const int64_t z = box.z->cell[position];
     const Map slice = slice_of<S>(piece.input, z);
-    if (finite) {
-      const View<A> view = pack_window<S>(slice, box, channel, lanes, finite);
-      for (int64_t i = 0; i < int64_t{box.y.touched} * box.x.touched * n; ++i)
-        if (finite[i] - finite[i] != 0) finite[i] = 0;
-      return view;
-    }
+    if (finite) return pack_finite<S>(slice, box, channel, lanes, finite);
     if (piece.access == Access::whole) {
       const int64_t row = piece.packed_row * n;
       return {block + z * slice.height * row, row, n, false};

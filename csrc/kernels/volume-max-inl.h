@@ -166,13 +166,7 @@ static void max_bins_box_grad(const KernelArgs& args, Slices<S, A>& slices, cons
             });
           });
         });
-        const auto g = static_cast<double>(tile[(p * pixels + i) * n + c]);
-        result.x1 += part.x1 * g;
-        result.x2 += part.x2 * g;
-        result.y1 += part.y1 * g;
-        result.y2 += part.y2 * g;
-        result.z1 += part.z1 * g;
-        result.z2 += part.z2 * g;
+        result.add_times(static_cast<double>(tile[(p * pixels + i) * n + c]), part);
       }
   }
 }

@@ -96,7 +96,7 @@ template <class S>
 static void volume_forward_piece(const KernelArgs& args, const Piece& piece) {
   using A = typename AccumulatorOf<S>::Type;
   constexpr int n = kLanes<A>;
-  const bool maximum = kKinds[static_cast<int>(args.kind)].takes_maximum;
+  const bool maximum = info(args.kind).takes_maximum;
   auto* tile = reinterpret_cast<A*>(args.space.tile);
   for_each_volume<S, A>(args, piece, [&](Slices<S, A> slices, int64_t) {
     const Box<A>& box = slices.box;
@@ -122,7 +122,7 @@ static void volume_backward_piece(const KernelArgs& args, const Piece& piece) {
   using A = typename AccumulatorOf<S>::Type;
   constexpr int n = kLanes<A>;
   const auto* boxes = static_cast<const Box<A>*>(piece.boxes);
-  const bool maximum = kKinds[static_cast<int>(args.kind)].takes_maximum;
+  const bool maximum = info(args.kind).takes_maximum;
   auto *base = reinterpret_cast<A*>(args.space.block), *tile = reinterpret_cast<A*>(args.space.tile);
   const Map& grad = piece.grad;
   const int64_t plane = grad.height * grad.width * n;
