@@ -166,11 +166,16 @@ def raise_bad_index(row: int, value: float, images: int) -> None:
     )
 
 
+def check_numbers(name: str, tensor: Tensor) -> None:
+    """A tensor of boxes, or of what moves them, must hold real numbers."""
+    if tensor.dtype.is_complex or tensor.dtype == torch.bool or tensor.is_quantized or tensor.layout != torch.strided:
+        raise TypeError(f"{name}: got {tensor.layout} tensor of {tensor.dtype}; expected floating or integer numbers")
+
+
 def _check_tensor(input: Tensor, name: str, boxes: object, width: int, columns: int) -> None:
     if not isinstance(boxes, Tensor):
         raise TypeError(f"{name}: got {type(boxes).__name__}; expected {FORMATS[columns]}")
-    if boxes.dtype.is_complex or boxes.dtype == torch.bool or boxes.is_quantized or boxes.layout != torch.strided:
-        raise TypeError(f"{name}: got {boxes.layout} tensor of {boxes.dtype}; expected floating or integer numbers")
+    check_numbers(name, boxes)
     if boxes.dim() != 2 or boxes.shape[1] != width:
         listed = width == columns and boxes.dim() == 2 and boxes.shape[1] == columns - 1
         hint = " (for one image, pass [boxes])" if listed else ""

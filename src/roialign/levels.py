@@ -61,7 +61,7 @@ def multi_scale_roi_align(
     if KINDS[kind].samples:
         aligned = aligned or KINDS[kind].sensitive or rotated
         spec = spec._replace(sampling_ratio=check_sampling_ratio(sampling_ratio), aligned=aligned)
-    return backends.pool(features, rois, level, check_visited(spec) if rotated else spec)
+    return backends.pool(features, rois, level, check_visited(spec))
 
 
 def _named_features(x: Mapping[str, Tensor], featmap_names: Sequence[str], ranks: Sequence[int]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from .backends.tracing import unrecorded
 from .boxes import Boxes
 from .functional import checked_rois, overrides, relevant
 from .spec import (
+    KINDS,
     PLANAR,
     OutputSize,
     Pooling,
@@ -99,7 +100,7 @@ def roi_align_rotated(
 
 def rotated_rois(input: Tensor, boxes: Boxes, clockwise: bool = False, unit: str = "degrees") -> Tensor:
     """Rotated boxes in any accepted form as one ``[K, 6]`` tensor, angles counter-clockwise in radians."""
-    rois = checked_rois(input, boxes, 6)
+    rois = checked_rois(input, boxes, KINDS["rotated"].columns(rank=2))
     unrecorded(check_memory, "boxes", rois)  # since PyTorch reads them here
     turn = (math.pi / 180 if unit == "degrees" else 1.0) * (-1.0 if clockwise else 1.0)
     return rois if turn == 1.0 else torch.cat([rois[:, :5], rois[:, 5:] * turn], 1)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .boxes import check_numbers
+
 OutputSize = int | Sequence[int]
 SpatialScale = float | Sequence[float]
 Scale = tuple[float, ...]  # one for each axis of the map: (y, x) of [N, C, H, W]
@@ -43,6 +45,10 @@ class Kind(NamedTuple):
     sensitive: bool = False
     ranks: tuple[int, ...] = RANKS
     box: str = "corners"
+
+    def columns(self, rank: int) -> int:
+        """Numbers in a row of boxes on a map of this rank, the image's index included and shifts of bins left out."""
+        return 6 if self.box == "rotated" else 1 + 2 * rank
 
 
 KINDS = {
@@ -93,10 +99,8 @@ class Pooling(NamedTuple):
     @property
     def columns(self) -> int:
         """Numbers in a row of rois, the batch index included."""
-        box = KINDS[check_kind(self.kind)].box
-        if box == "rotated":
-            return 6
-        return 1 + 2 * self.rank + (2 * math.prod(self.output_size) if box == "moved" else 0)
+        kind = KINDS[check_kind(self.kind)]
+        return kind.columns(self.rank) + (2 * math.prod(self.output_size) if kind.box == "moved" else 0)
 
     def pooled_channels(self, channels: int) -> int:
         """Channels of the output of a map that has so many."""
@@ -193,13 +197,7 @@ def check_unit(unit: str) -> str:
 def check_gamma(gamma: float) -> float:
     """``gamma`` as a float."""
     message = f"gamma: got {gamma!r}; expected a finite number"
-    value = _plain(gamma, message)
-    if isinstance(value, bool | str | list | tuple) or not hasattr(value, "__float__"):
-        raise TypeError(message)
-    try:
-        number = float(value)
-    except OverflowError:
-        raise ValueError(message) from None
+    number = _as_float(gamma, message)
     if not -math.inf < number < math.inf:
         raise ValueError(message)
     return number
@@ -209,8 +207,7 @@ def check_offset(offset: Tensor, rois: Tensor, size: tuple[int, ...]) -> None:
     """The offsets of the bins of these boxes must be real ``[K, 2, height, width]`` numbers."""
     if not isinstance(offset, Tensor):
         raise TypeError(f"offset: got {type(offset).__name__}; expected a Tensor [K, 2, height, width], or None")
-    if offset.dtype.is_complex or offset.dtype == torch.bool or offset.is_quantized or offset.layout != torch.strided:
-        raise TypeError(f"offset: got {offset.layout} tensor of {offset.dtype}; expected floating or integer numbers")
+    check_numbers("offset", offset)
     if tuple(offset.shape) != (rois.shape[0], 2, *size):  # said only then: in a compiled graph the number is a symbol
         expected = f"[K, 2, height, width] = [{rois.shape[0]}, 2, {size[0]}, {size[1]}]"
         raise ValueError(f"offset: got a tensor of shape {tuple(offset.shape)}; expected {expected}")
@@ -260,15 +257,9 @@ def kept_scale(spatial_scale: SpatialScale, rank: int = 0) -> float | Scale:
     )
     scale = _plain(spatial_scale, message)
     listed = isinstance(scale, list | tuple)
-    parts: list[Any] = [_plain(part, message) for part in (scale if listed else [scale])]
-    if listed and not _goes_with(len(parts), rank):
+    if listed and not _goes_with(len(scale), rank):
         raise ValueError(message)
-    if any(isinstance(part, bool | str) or not hasattr(part, "__float__") for part in parts):
-        raise TypeError(message)
-    try:
-        numbers = [float(part) for part in parts]
-    except OverflowError:
-        raise ValueError(message) from None
+    numbers = [_as_float(part, message) for part in (scale if listed else [scale])]
     if not all(0 < number < math.inf for number in numbers):
         raise ValueError(message)
     return tuple(numbers) if listed else numbers[0]
@@ -305,14 +296,24 @@ def _maps(ranks: Sequence[int]) -> str:
 
 
 def check_visited(spec: Pooling) -> Pooling:
-    """``spec`` as it came: of a kind whose samples are visited one by one, if nobody has to wait for them in vain."""
+    """``spec`` as it came, if nobody has to wait in vain: a rotated box's samples are visited one by one."""
     samples = math.prod(spec.output_size) * spec.sampling_ratio**2
-    if samples > MOST_VISITED:
+    if samples > MOST_VISITED and KINDS[spec.kind].box == "rotated":
         raise ValueError(
             f"sampling_ratio: got {spec.sampling_ratio} for output_size={tuple(spec.output_size)}; "
             f"expected at most 2**26 samples of a box, since each is visited"
         )
     return spec
+
+
+def _as_float(value: object, message: str) -> float:
+    value = _plain(value, message)
+    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
+        raise TypeError(message)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(message) from None
 
 
 def _as_int(value: object, message: str) -> int:

@@ -72,7 +72,7 @@ def available(
     feature = torch.empty(0, 0, 0, 0) if input is None else input
     rank = feature.dim() - 2
     spec = spec or Pooling("avg", (7,) * rank, (1.0,) * rank)
-    columns = 6 if KINDS[spec.kind].box == "rotated" else 1 + 2 * rank
+    columns = KINDS[spec.kind].columns(rank)
     if boxes is not None:
         check_boxes(feature, boxes, columns)
     rois = feature.new_empty(0, columns) if boxes is None else as_rois(feature, boxes, columns)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import axis
+from ..boxes import edges
 from ..spec import Pooling, check_visited
 from . import tracing
 from .reference import CHUNK, POOLS, contracted, in_chunks, in_fitting_dtype, over_boxes, wide
@@ -42,7 +43,7 @@ def _moved(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
     def mean(maps: Tensor, rois: Tensor) -> Tensor:
         index = torch.arange(bins, device=rois.device)
         places = (index // size[1], index % size[1])
-        columns = [(rois[:, 2 - along], rois[:, 4 - along], rois[:, 5:].chunk(2, 1)[1 - along]) for along in (0, 1)]
+        columns = [(*edges(rois, along, 2), rois[:, 5:].chunk(2, 1)[1 - along]) for along in (0, 1)]
         fits = torch.stack([
             axis.fits_float32(lo, hi, scale, length, spec.sampling_ratio)
             & (((hi - lo) * scale)[:, None] * shift).abs().le(axis.FLOAT_CELLS).all(1)
@@ -91,10 +92,10 @@ def _rotated(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
         out = cells.new_zeros(boxes.shape[0] * size[0] * size[1], channels)
         most = max(1, CHUNK // (4 * max(1, channels)))
         listed = [_all(boxes, spec)] if spec.sampling_ratio > 0 else _on_the_map(boxes, lengths, spec, most)
+        fits = _fits_float32(boxes.detach(), lengths, spec)
         for samples in listed:
-            fits = _fits_float32(boxes.detach(), lengths, spec)[samples.box]
             make = partial(_taps, samples, lengths, spec)
-            bin, cell, weight = in_fitting_dtype(make, fits, boxes[samples.box])
+            bin, cell, weight = in_fitting_dtype(make, fits[samples.box], boxes[samples.box])
             cell = cell + (image[samples.box] * lengths[0] * lengths[1])[:, None]
             out = out + contracted(partial(_added, bin, cell, out.shape[0]), cells, weight)
         return out.reshape(boxes.shape[0], *size, channels).permute(0, 3, 1, 2).contiguous()
