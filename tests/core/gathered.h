@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <numbers>
 #include <random>
 #include <vector>
 
@@ -125,7 +126,7 @@ std::vector<double> make_rois(Random& random, const Call& call, const Level& lev
       double value = random.near(size[(c + 1) % 2]);
       if (c > 2 && random.chance(0.05)) value = random.pick({0.0, 1.0, 1e-3, 1e4, -1e4});
       if (c == 5 && call.kind == Kind::rotated)
-        value = random.chance(0.3) ? M_PI / 4 * static_cast<double>(random.between(-9, 9)) : random.near(4);
+        value = random.chance(0.3) ? std::numbers::pi / 4 * static_cast<double>(random.between(-9, 9)) : random.near(4);
       if (c >= 5 && call.kind == Kind::moved) value = random.near(0.3);
       if (random.chance(0.2)) value = std::floor(value * 2) / 2;
       if (random.chance(0.001)) value = random.pick({static_cast<double>(NAN), HUGE_VAL, -HUGE_VAL});
