@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from roialign import axis
+from roialign import axis, backends
+from roialign.spec import Pooling
 
 
 def test_what_fits_into_float32() -> None:
@@ -65,3 +68,22 @@ def test_samples_are_found_where_bisecting_the_whole_grid_finds_them(
         axis.sample_matrix(unseen, bins, length, samples), axis.sample_matrix(seen, bins, length, samples), strict=True
     ):
         assert torch.equal(found, expected)
+
+
+def test_no_size_is_divided_by_a_plain_number() -> None:
+    """On a GPU PyTorch multiplies by the rounded inverse: on an H100 a sample was no longer on a cell's centre."""
+
+    class Divisions(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in (torch.ops.aten.div.Tensor, torch.ops.aten.div.Scalar):
+                by.append(args[1])
+            return func(*args, **(kwargs or {}))
+
+    by: list[object] = []
+    maps, rois = torch.randn(1, 2, 9, 19), torch.tensor([[0, 3.1, 2.2, 17.3, 9.4]])
+    with backends.use("reference"), Divisions():
+        for kind in ("avg", "max", "integral", "cells"):
+            backends.pool([maps], rois, None, Pooling(kind, (2, 3), (0.5, 0.4), 0, True))
+    assert by
+    plain = {float(each) for each in by if not isinstance(each, torch.Tensor) or each.dim() == 0}
+    assert all(math.frexp(each)[0] == 0.5 for each in plain), plain  # the inverse of a power of two is exact

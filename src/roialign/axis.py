@@ -71,9 +71,14 @@ def _cut(size: Tensor, bins: int, sampling_ratio: int, aligned: bool) -> Window:
     """The bins of a box of this size about position 0."""
     if not aligned:
         size = torch.where(size > 1, size, 1)  # constant, so without a derivative, where it is exactly 1
-    bin = size / bins
+    bin = _shared(size, bins)
     grid = torch.full_like(bin, sampling_ratio) if sampling_ratio > 0 else bin.detach().ceil().clamp(min=0)
     return Window(-size / 2, bin, grid, max(sampling_ratio, 0))
+
+
+def _shared(size: Tensor, bins: int) -> Tensor:
+    """``size / bins``, rounded once: on a GPU PyTorch multiplies by the rounded inverse of a plain number."""
+    return size / torch.full_like(size, bins)
 
 
 def moved_window(lo: Tensor, hi: Tensor, shift: Tensor, index: Tensor, bins: int, scale: float, ratio: int) -> Window:
@@ -270,7 +275,7 @@ def integral_matrix(lo: Tensor, hi: Tensor, bins: int, length: int, scale: float
         ``[K, P, L]`` in the edges' dtype.
     """
     start = (lo * scale)[:, None, None]
-    bin = ((hi * scale)[:, None, None] - start).clamp(min=0) / bins
+    bin = _shared(((hi * scale)[:, None, None] - start).clamp(min=0), bins)
     cells = torch.arange(-1, length, device=lo.device, dtype=lo.dtype)
     p = torch.arange(bins, device=lo.device, dtype=lo.dtype)[:, None]
     # The cells' centres cut the bin into pieces. On each the map is linear, so a piece acts as one sample at its middle
@@ -304,7 +309,7 @@ def pool_cells(lo: Tensor, hi: Tensor, bins: int, scale: float, last_counts: boo
         ``[K, P]`` first cell, and ``[K, P]`` the cell after the last.
     """
     first, last = _round_half_away(lo.detach() * scale), _round_half_away(hi.detach() * scale)
-    bin = ((last - first + last_counts).clamp(min=1) / bins)[:, None]
+    bin = _shared((last - first + last_counts).clamp(min=1), bins)[:, None]
     p = torch.arange(bins, device=lo.device, dtype=lo.dtype)
     return (p * bin).floor() + first[:, None], ((p + 1) * bin).ceil() + first[:, None]
 
