@@ -19,6 +19,7 @@ SAMPLE = 2e-3  # seconds: a shorter call is repeated within a sample, so that th
 PAUSE = 2e-3  # seconds before a sample, in which the threads of whoever came before stop spinning
 WARM_UP = 3  # calls: kernels are compiled and loaded in the first, memory is kept from the second on
 COLD = 2**29  # bytes that are read before a sample: more than any cache between a GPU's cores and its memory
+BUSY = 12  # times over: 2 ms on an H100, where the host takes up to 0.5 ms to put a call into the queue
 
 
 class Device(Protocol):
@@ -107,7 +108,8 @@ class Gpu:
             self.module.synchronize(self.device)
             return (time.perf_counter() - start) / repeat
         begin, end = (self.module.Event(enable_timing=True) for _ in range(2))
-        self.cold.sum()  # read, not written: what is only read need not be written back while the call runs
+        for _ in range(BUSY):
+            self.cold.sum()  # read, not written: what is only read need not be written back while the call runs
         begin.record()
         call()
         end.record()
