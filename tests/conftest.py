@@ -30,7 +30,8 @@ READY = [name for name, status in roialign.backends.available().items() if statu
 hypothesis.settings.register_profile(
     "roialign",
     deadline=None,
-    max_examples=4 if INTERPRETED else 60,
+    # On a GPU each example may take a build of its kernels.
+    max_examples=4 if INTERPRETED or torch.cuda.is_available() else 60,
     derandomize=bool(os.environ.get("CI")),
     # The backend stays the same for all examples of one test.
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],

@@ -7,6 +7,7 @@ the same kernels run on a CPU, slowly, in Triton's interpreter.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
@@ -53,17 +54,23 @@ def unready() -> str:
         import triton
     except ImportError as error:
         return f"Triton cannot be imported ({error})"
-    if tuple(map(int, triton.__version__.split(".")[:2])) < LEAST:
+    if _version(triton.__version__) < LEAST:
         return f"Triton {triton.__version__} is too old; needed is {'.'.join(map(str, LEAST))}"
     if triton.knobs.runtime.interpret:
         return ""
     try:
         target = triton.runtime.driver.active.get_current_target()
-    except RuntimeError as error:
-        return f"Triton has no device ({error})"
+    except Exception as error:  # no GPU, no driver, or none that could be compiled: it needs a compiler and Python.h
+        return f"Triton has no device ({error or type(error).__name__})"
     if target.backend == "cuda" and target.arch < 80:
         return f"Triton needs a GPU of compute capability 8.0; this one has {target.arch / 10}"
     return ""
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """The first two numbers; what has none, such as a build of Triton's main branch, counts as the newest."""
+    found = re.match(r"(\d+)\.(\d+)", text)
+    return tuple(map(int, found.groups())) if found else (LEAST[0] + 1,)
 
 
 @cache

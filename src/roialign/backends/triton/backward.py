@@ -22,8 +22,9 @@ from torch import Tensor
 
 from ...spec import Pooling
 from .. import operator
-from .blocks import Tile, backward_tile, bins_at_once, offset_type
-from .tables import bins_of, make_tables, pick
+from .blocks import Tile, backward_tile, bins_summed, cdiv, offset_type
+from .maps import coded, decoded, pick, size_of
+from .tables import bins_of, make_tables
 
 WORDS = 2**23  # of bits: images whose tiles have more together are worked through in groups
 BOXES = 128  # that are asked at a time whether they touch a tile
@@ -65,14 +66,14 @@ def locate(heights, widths, tile, TY: tl.constexpr, TX: tl.constexpr):
     start = tile * 0
     first = tile * 0
     for i in tl.static_range(1, len(heights)):
-        start += tl.cdiv(heights[i - 1], TY) * tl.cdiv(widths[i - 1], TX)
+        start += tl.cdiv(decoded(heights[i - 1]), TY) * tl.cdiv(decoded(widths[i - 1]), TX)
         level = tl.where(tile >= start, i, level)
         first = tl.where(tile >= start, start, first)
-    across = tl.cdiv(pick(widths, level), TX)
+    across = tl.cdiv(size_of(widths, level), TX)
     return level, (tile - first) // across * TY, (tile - first) % across * TX
 
 
-@triton.jit(do_not_specialize=["first_image", "count", "words", "tiles", "heights", "widths"])
+@triton.jit(do_not_specialize=["first_image", "count", "words", "tiles"])
 def _mark(
     boxes, bits, span, first_image, count, words, tiles, heights, widths,
     TY: tl.constexpr, TX: tl.constexpr, KB: tl.constexpr,
@@ -100,7 +101,7 @@ def _mark(
     tl.store(span + row * 2 + 1, stop)
 
 
-@triton.jit(do_not_specialize=["first_image", "words", "tiles", "rows", "heights", "widths", "line"])
+@triton.jit(do_not_specialize=["first_image", "words", "tiles", "rows", "line"])
 def _gather(
     grad, gk, gc, gp, gq, grads, bins, weight, line, bits, span, first_image, words, tiles, rows, heights, widths,
     channels, PH: tl.constexpr, PW: tl.constexpr, P: tl.constexpr, TY: tl.constexpr, TX: tl.constexpr,
@@ -141,8 +142,8 @@ def _gather(
                         acc += ay[:, None, None] * spread(g, ax, LAST)[None, :, :]
                     pooled += gp
         word += 1
-    height = pick(heights, level)
-    width = pick(widths, level)
+    height = size_of(heights, level)
+    width = size_of(widths, level)
     to = pick(grads, level) + (first_image + row // tiles) * channels * height * width
     below = (y0 + ty < height)[:, None, None]
     ty = ty.to(OFFSET)[:, None, None]
@@ -182,14 +183,25 @@ def mark_tiles(
 ) -> Iterator[Marks]:
     """As many images at a time as memory for the bits is meant for; ``boxes`` are those of the tables."""
     count = boxes.shape[0]
-    tiles, words = tile.number(heights, widths), triton.cdiv(count, 32)
+    tiles, words = tile.number(heights, widths), cdiv(count, 32)
     group = max(1, min(images, WORDS // max(1, tiles * words)))
     bits = boxes.new_empty(group * tiles, words)
     span = boxes.new_empty(group * tiles, 2)
     for first in range(0, images, group):
         rows = min(group, images - first) * tiles
         _mark[(rows,)](
-            boxes, bits, span, first, count, words, tiles, heights, widths, TY=tile.height, TX=tile.width, KB=BOXES
+            boxes,
+            bits,
+            span,
+            first,
+            count,
+            words,
+            tiles,
+            coded(heights),
+            coded(widths),
+            TY=tile.height,
+            TX=tile.width,
+            KB=BOXES,
         )
         yield Marks(bits, span, first, words, tiles, rows)
 
@@ -213,11 +225,11 @@ def pool_grad(
     farthest = max(tile.height * each.stride(2) + tile.channels * each.stride(1) for each in grads)
     offset = offset_type(farthest, tile.channels * grad.stride(1) + grad.shape[3] * grad.stride(3))
     for marks in mark_tiles(tables.boxes, images, heights, widths, tile):
-        _gather[(triton.cdiv(channels, tile.channels) * marks.rows,)](
-            grad, *grad.stride(), tuple(grads), tables.bins, tables.weight, tables.weight.shape[1], *marks, heights,
-            widths, channels,
+        _gather[(cdiv(channels, tile.channels) * marks.rows,)](
+            grad, *grad.stride(), tuple(grads), tables.bins, tables.weight, tables.weight.shape[1], *marks,
+            coded(heights), coded(widths), channels,
             PH=spec.output_size[0], PW=spec.output_size[1], P=max(spec.output_size), TY=tile.height, TX=tile.width,
-            BC=tile.channels, QB=bins_at_once(spec.output_size[1]), LAST=channels_last, OFFSET=offset,
+            BC=tile.channels, QB=bins_summed(spec.output_size[1]), LAST=channels_last, OFFSET=offset,
             num_warps=tile.warps,
         )  # fmt: skip
     return grads

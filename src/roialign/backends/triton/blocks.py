@@ -1,7 +1,7 @@
 """How much one program works on: a fixed table, so that the same call gives the same bits in every run and captures.
 
-Nothing is tuned while a program runs. The numbers are a choice by counted instructions, registers and memory, made
-without a GPU; ``tests/test_triton_compile.py`` holds what they compile to.
+Nothing is tuned while a program runs. The full blocks were the fastest of a dozen on an NVIDIA H100 (``docs/gpu.md``);
+``tests/test_triton_compile.py`` holds what they compile to.
 """
 
 from __future__ import annotations
@@ -14,6 +14,16 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+
+def cdiv(a: int, b: int) -> int:
+    """Triton's own, outside of a kernel, takes the host 3 us."""
+    return -(-a // b)
+
+
+def next_power_of_2(number: int) -> int:
+    """At least ``number``, which is at least 1."""
+    return 1 << (number - 1).bit_length()
 
 
 class Blocks(NamedTuple):
@@ -48,34 +58,41 @@ class Tile(NamedTuple):
     def number(self, heights: Sequence[int], widths: Sequence[int]) -> int:
         """Of all the maps of one image."""
         sizes = zip(heights, widths, strict=True)
-        return sum(triton.cdiv(height, self.height) * triton.cdiv(width, self.width) for height, width in sizes)
+        return sum(cdiv(height, self.height) * cdiv(width, self.width) for height, width in sizes)
 
 
+LEAST_SUMMED = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else 16  # by a matrix product
 FULL = 4  # programs for each multiprocessor: with fewer, smaller ones hide more of the memory's latency
+# By kernel, by the bins along x of one program and by whether full blocks are programs enough.
 FORWARD = {
-    ("rows", "full"): Blocks(64, 16, 4),
-    ("rows", "sparse"): Blocks(32, 16, 2),
-    ("gather", "full"): Blocks(64, 1, 2),
-    ("gather", "sparse"): Blocks(32, 1, 2),
+    ("rows", 8, "full"): Blocks(128, 16, 1),
+    ("rows", 8, "sparse"): Blocks(32, 16, 1),
+    ("rows", 16, "full"): Blocks(64, 16, 1),
+    ("rows", 16, "sparse"): Blocks(32, 16, 1),
+    ("gather", 8, "full"): Blocks(64, 1, 4),
+    ("gather", 8, "sparse"): Blocks(32, 1, 4),
+    ("gather", 16, "full"): Blocks(32, 1, 4),
+    ("gather", 16, "sparse"): Blocks(32, 1, 4),
 }
-BACKWARD = {"full": Tile(8, 16, 32, 4), "sparse": Tile(8, 8, 16, 2)}
+BACKWARD = {"full": Tile(4, 8, 32, 1), "sparse": Tile(4, 8, 16, 1)}
 
 
 def forward_blocks(out: Tensor, gathers: bool) -> Blocks:
     """For an output ``[K, C, PH, PW]``; ``gathers`` where the kernel makes no product."""
     blocks = FORWARD[forward_key(out, gathers)]
-    return blocks._replace(channels=min(blocks.channels, max(16, int(triton.next_power_of_2(out.shape[1])))))
+    return blocks._replace(channels=min(blocks.channels, max(16, next_power_of_2(out.shape[1]))))
 
 
-def forward_key(out: Tensor, gathers: bool) -> tuple[str, str]:
-    """The kernel, and whether full blocks would be programs enough. Float64 takes twice the registers."""
+def forward_key(out: Tensor, gathers: bool) -> tuple[str, int, str]:
+    """The kernel, its bins, and whether full blocks would be programs enough. Float64 takes twice the registers."""
     kernel = "gather" if gathers else "rows"
     boxes, channels, height, width = out.shape
+    bins = bins_at_once(width)
     # A row of bins is a program's, or a whole box's where it gathers.
-    programs = boxes * (1 if gathers else height) * triton.cdiv(width, bins_at_once(width))
-    programs *= triton.cdiv(channels, FORWARD[kernel, "full"].channels)
+    programs = boxes * (1 if gathers else height) * cdiv(width, bins)
+    programs *= cdiv(channels, FORWARD[kernel, bins, "full"].channels)
     enough = programs >= FULL * multiprocessors(out.device) and out.dtype != torch.float64
-    return kernel, "full" if enough else "sparse"
+    return kernel, bins, "full" if enough else "sparse"
 
 
 def backward_tile(
@@ -90,13 +107,18 @@ def backward_key(
 ) -> str:
     """Whether full tiles would be programs enough."""
     tile = BACKWARD["full"]
-    programs = images * tile.number(heights, widths) * triton.cdiv(channels, tile.channels)
+    programs = images * tile.number(heights, widths) * cdiv(channels, tile.channels)
     return "full" if programs >= FULL * multiprocessors(device) else "sparse"
 
 
 def bins_at_once(bins: int) -> int:
     """How many bins along x one program takes, as many as a matrix product wants at least."""
-    return min(16, max(8, int(triton.next_power_of_2(bins))))
+    return min(16, max(8, next_power_of_2(bins)))
+
+
+def bins_summed(bins: int) -> int:
+    """The same where the product sums over bins: before Triton 3.8 there are no fewer than 16."""
+    return max(bins_at_once(bins), LEAST_SUMMED)
 
 
 def offset_type(*blocks: int) -> tl.dtype:

@@ -18,8 +18,9 @@ from torch import Tensor
 from ...spec import Pooling
 from ..memory import is_channels_last
 from .backward import load_block, spread
-from .blocks import bins_at_once, offset_type
-from .tables import bins_of, make_tables, map_of
+from .blocks import bins_summed, cdiv, offset_type
+from .maps import map_of, strides_of
+from .tables import Tables, bins_of, groups, make_tables, row_of
 
 CHANNELS, COLUMNS = 32, 16  # of the map, at a time
 
@@ -35,7 +36,7 @@ def _sum_slopes(
     SHAPE: tl.constexpr = [BX, BC] if LAST else [BC, BX]
     k = (tl.program_id(0) // blocks).to(tl.int64)
     c0 = (tl.program_id(0) % blocks).to(tl.int64) * BC
-    _image, maps, channel, line_y, column = map_of(boxes, k, features, sn, sc, sh, sw, c0)
+    _image, maps, channel, line_y, column = map_of(boxes, k, features, sn, sc, sh, sw, c0, LAST)
     c = tl.arange(0, BC).to(OFFSET)
     real_c = c0 + c < channels
     weight += k * line
@@ -91,17 +92,24 @@ def _sum_slopes(
 def pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
     """Gradient to the rois, see ``operator.Kernels``."""
     real = torch.promote_types(features[0].dtype, torch.float32)
-    tables = make_tables([each.shape for each in features], rois, level, spec, real, slopes=True)
+    shapes = [each.shape for each in features]
+    out = rois.new_zeros(rois.shape[0], 5)
+    for some in groups(rois.shape[0], 3 * row_of(shapes, spec)[0] * real.itemsize):
+        tables = make_tables(shapes, rois[some], None if level is None else level[some], spec, real, slopes=True)
+        out[some, 1:] = _summed(grad[some], features, tables, spec)
+    return out
+
+
+def _summed(grad: Tensor, features: list[Tensor], tables: Tables, spec: Pooling) -> Tensor:
+    """Of some boxes: ``[K, 4]``."""
     count, channels = grad.shape[:2]
-    blocks = triton.cdiv(channels, CHANNELS)
-    sums = grad.new_empty(count, blocks, 4, dtype=real)
+    blocks, last = cdiv(channels, CHANNELS), is_channels_last(features[0])
+    sums = tables.weight.new_empty(count, blocks, 4)
     reach = [CHANNELS * each.stride(1) + max(COLUMNS, each.shape[3]) * each.stride(3) for each in (*features, grad)]
     _sum_slopes[(count * blocks,)](
-        grad, *grad.stride(), tuple(features), *zip(*(each.stride() for each in features), strict=True), *tables, sums,
+        grad, *grad.stride(), tuple(features), *strides_of(features, last), *tables, sums,
         blocks, channels, tables.weight.shape[1],
         PH=spec.output_size[0], PW=spec.output_size[1], P=max(spec.output_size), BC=CHANNELS, BX=COLUMNS,
-        QB=bins_at_once(spec.output_size[1]), LAST=is_channels_last(features[0]), OFFSET=offset_type(*reach),
+        QB=bins_summed(spec.output_size[1]), LAST=last, OFFSET=offset_type(*reach),
     )  # fmt: skip
-    out = rois.new_zeros(count, 5)
-    out[:, 1:] = sums.sum(1)
-    return out
+    return sums.sum(1)

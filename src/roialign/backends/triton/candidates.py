@@ -65,15 +65,8 @@ def make_candidates(
     slopes: bool = False,
 ) -> Candidates:
     """Candidates of a pooling that takes a maximum, see ``tables.make_tables``."""
-    heights, widths = tuple(shape[2] for shape in shapes), tuple(shape[3] for shape in shapes)
-    samples = KINDS[spec.kind].samples
-    slots = [
-        _most_slots(max(lengths), bins, spec.sampling_ratio) if samples else 0
-        for lengths, bins in zip((heights, widths), spec.output_size, strict=True)
-    ]
+    slots = slots_of(shapes, spec)
     row = sum(slots)
-    if row >= 2**31:
-        raise ValueError(f"features: got maps of {max(heights)} x {max(widths)} cells; expected at most 2**29 an axis")
     boxes, most = rois.shape[0], max(spec.output_size)
     near = rois.new_empty(boxes, row, dtype=dtype)
     made = Candidates(
@@ -87,8 +80,21 @@ def make_candidates(
     )
     if boxes:
         arguments, constants = of_boxes(shapes, rois, level, spec, slopes)
-        _candidates[(boxes, 2)](*arguments, *made, *slots, SAMPLES=samples, **constants)
+        _candidates[(boxes, 2)](*arguments, *made, *slots, SAMPLES=KINDS[spec.kind].samples, **constants)
     return made
+
+
+def slots_of(shapes: Sequence[Sequence[int]], spec: Pooling) -> list[int]:
+    """How many slots a box has along y and along x: none where whole cells are pooled."""
+    if not KINDS[spec.kind].samples:
+        return [0, 0]
+    longest = [max(shape[axis] for shape in shapes) for axis in (2, 3)]
+    slots = [
+        _most_slots(length, bins, spec.sampling_ratio) for length, bins in zip(longest, spec.output_size, strict=True)
+    ]
+    if sum(slots) >= 2**31:
+        raise ValueError(f"features: got maps of {longest[0]} x {longest[1]} cells; expected at most 2**29 an axis")
+    return slots
 
 
 def _most_slots(length: int, bins: int, ratio: int) -> int:
@@ -97,11 +103,7 @@ def _most_slots(length: int, bins: int, ratio: int) -> int:
     return min(most, ratio * bins) if ratio else most
 
 
-@triton.jit(
-    do_not_specialize=[
-        "images", "heights", "widths", "scales_y", "scales_x", "ratio", "halvings", "slots_y", "slots_x"
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=["images", "ratio", "halvings", "slots_y", "slots_x"])
 def _candidates(
     rois, level, images, heights, widths, scales_y, scales_x, ratio, halvings, bins, boxes, cell, near, far, dlo, dhi,
     slots_y, slots_x, LEVELS: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, P: tl.constexpr, SAMPLES: tl.constexpr,

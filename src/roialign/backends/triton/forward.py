@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ...spec import Pooling
 from .. import operator
-from .blocks import bins_at_once, forward_blocks, forward_offset
-from .tables import bins_of, make_tables, map_of
+from .blocks import bins_at_once, cdiv, forward_blocks, forward_offset
+from .maps import map_of, strides_of
+from .tables import Tables, bins_of, groups, make_tables, row_of
 
 
 @triton.jit
@@ -48,22 +49,24 @@ def _gathered(base, sh, sw, c, c_live, weight, first_y, taps_y, slot_y, first_x,
     return acc
 
 
-@triton.jit(do_not_specialize=["line"])
+@triton.jit(do_not_specialize=["line", "programs"])
 def _rows(
-    maps, sn, sc, sh, sw, out, on, oc, oh, ow, bins, boxes, weight, line, channels,
+    maps, sn, sc, sh, sw, out, on, oc, oh, ow, bins, boxes, weight, line, programs, channels,
     PH: tl.constexpr, PW: tl.constexpr, P: tl.constexpr, BC: tl.constexpr, QB: tl.constexpr, BX: tl.constexpr,
     OFFSET: tl.constexpr,
 ):  # fmt: skip
-    """Grid (K * PH * blocks of bins, blocks of channels): one row of bins, whose y weights are scalars."""
+    """Grid (blocks of channels * programs), these being K * PH * blocks of bins: one row of bins, whose y weights are
+    scalars."""
     blocks: tl.constexpr = (PW + QB - 1) // QB
-    k = (tl.program_id(0) // (PH * blocks)).to(tl.int64)
-    p = tl.program_id(0) // blocks % PH
-    q = tl.program_id(0) % blocks * QB + tl.arange(0, QB)
-    c0 = tl.program_id(1).to(tl.int64) * BC
+    one = tl.program_id(0) % programs
+    k = (one // (PH * blocks)).to(tl.int64)
+    p = one // blocks % PH
+    q = one % blocks * QB + tl.arange(0, QB)
+    c0 = (tl.program_id(0) // programs).to(tl.int64) * BC
     c = tl.arange(0, BC)
     c_live = c0 + c < channels
     c = c.to(OFFSET)
-    image, base, sc, sh, sw = map_of(boxes, k, maps, sn, sc, sh, sw, c0)
+    image, base, sc, sh, sw = map_of(boxes, k, maps, sn, sc, sh, sw, c0, False)
     first_y, taps_y, slot_y = bins_of(bins, k, 0, p, True, P)
     first_x, taps_x, slot_x = bins_of(bins, k, 1, q, q < PW, P)
     weight += k * line
@@ -95,20 +98,21 @@ def _rows(
     tl.store(to, acc.to(out.dtype.element_ty), mask=c_live[:, None] & (q < PW)[None, :])
 
 
-@triton.jit(do_not_specialize=["line"])
+@triton.jit(do_not_specialize=["line", "programs"])
 def _gather(
-    maps, sn, sc, sh, sw, out, on, oc, oh, ow, bins, boxes, weight, line, channels,
+    maps, sn, sc, sh, sw, out, on, oc, oh, ow, bins, boxes, weight, line, programs, channels,
     PH: tl.constexpr, PW: tl.constexpr, P: tl.constexpr, BC: tl.constexpr, QB: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
-    """Grid (K * blocks of bins, blocks of channels): the rows of bins in turn."""
+    """Grid (blocks of channels * programs), these being K * blocks of bins: the rows of bins in turn."""
     blocks: tl.constexpr = (PW + QB - 1) // QB
-    k = (tl.program_id(0) // blocks).to(tl.int64)
-    q = tl.program_id(0) % blocks * QB + tl.arange(0, QB)
-    c0 = tl.program_id(1).to(tl.int64) * BC
+    one = tl.program_id(0) % programs
+    k = (one // blocks).to(tl.int64)
+    q = one % blocks * QB + tl.arange(0, QB)
+    c0 = (tl.program_id(0) // programs).to(tl.int64) * BC
     c = tl.arange(0, BC)
     c_live = c0 + c < channels
     c = c.to(OFFSET)
-    image, base, sc, sh, sw = map_of(boxes, k, maps, sn, sc, sh, sw, c0)
+    image, base, sc, sh, sw = map_of(boxes, k, maps, sn, sc, sh, sw, c0, True)
     first_x, taps_x, slot_x = bins_of(bins, k, 1, q, q < PW, P)
     weight += k * line
     to = out + k * on + c0 * oc + (q.to(OFFSET)[:, None] * ow + c[None, :] * oc)
@@ -129,21 +133,30 @@ def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooli
     if out.numel() == 0:
         return out
     real = torch.promote_types(out.dtype, torch.float32)
-    tables = make_tables([each.shape for each in features], rois, level, spec, real)
-    height, width = spec.output_size
+    shapes = [each.shape for each in features]
     gathers = real == torch.float64 or all(each.stride(1) == 1 for each in features)
+    for some in groups(rois.shape[0], row_of(shapes, spec)[0] * real.itemsize):
+        tables = make_tables(shapes, rois[some], None if level is None else level[some], spec, real)
+        _pool(features, tables, spec, gathers, out[some])
+    return out
+
+
+def _pool(features: list[Tensor], tables: Tables, spec: Pooling, gathers: bool, out: Tensor) -> None:
+    """Of some boxes."""
+    height, width = spec.output_size
     blocks, bins = forward_blocks(out, gathers), bins_at_once(width)
-    programs = rois.shape[0] * triton.cdiv(width, bins)
-    grid = (programs * (1 if gathers else height), triton.cdiv(out.shape[1], blocks.channels))
+    programs = out.shape[0] * cdiv(width, bins) * (1 if gathers else height)
+    grid = (programs * cdiv(out.shape[1], blocks.channels),)
     arguments = (
         tuple(features),
-        *zip(*(each.stride() for each in features), strict=True),
+        *strides_of(features, gathers),
         out,
         *out.stride(),
         tables.bins,
         tables.boxes,
         tables.weight,
         tables.weight.shape[1],
+        programs,
         out.shape[1],
     )
     shape = {
@@ -154,4 +167,3 @@ def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooli
         _gather[grid](*arguments, **shape)
     else:
         _rows[grid](*arguments, **shape, BX=blocks.cells)
-    return out

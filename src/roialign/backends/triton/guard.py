@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .blocks import cdiv
+
 BOXES, NUMBERS = 128, 1024  # of a program, at once
 BESIDE = -8.0  # cells; no sample of a box there lies on the map, not even of one that is made a cell large
 
@@ -25,7 +27,7 @@ def safe_boxes(rois: Tensor, images: int, scale: float) -> Tensor:
     beside = BESIDE / scale if scale and math.isfinite(scale) else 0.0
     if rois.shape[0]:
         with torch.accelerator.device_index(rois.device.index):
-            _replace[(triton.cdiv(rois.shape[0], BOXES),)](rois, safe, rois.shape[0], images, scale, beside, BOXES)
+            _replace[(cdiv(rois.shape[0], BOXES),)](rois, safe, rois.shape[0], images, scale, beside, BOXES)
     return safe
 
 

@@ -4,11 +4,12 @@ A kernel walks the candidates of a bin in their order and keeps the first maximu
 gradients ask again which one it was, and find it again. That to the boxes is summed on the spot; that to the maps is
 gathered tile by tile as in ``backward.py``, with the winners of some channels at a time in memory::
 
-    winners  int32 [K, PH, PW, 2, C]       slots of the maximum along y and along x; -1 in an empty bin
+    winners  int16 or int32 [K, PH, PW, 2, C]       slots of the maximum along y and along x; -1 in an empty bin
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,11 +20,12 @@ from torch import Tensor
 from ...spec import KINDS, Pooling
 from .. import operator
 from .backward import locate, lowest_bit, mark_tiles
-from .blocks import backward_tile, bins_at_once, forward_blocks, forward_offset, offset_type
-from .candidates import Candidates, make_candidates
-from .tables import map_of, pick
+from .blocks import backward_tile, bins_at_once, cdiv, forward_blocks, forward_offset, offset_type
+from .candidates import Candidates, make_candidates, slots_of
+from .maps import coded, map_of, pick, size_of, strides_of
+from .tables import groups
 
-WINNERS = 2**22  # that are in memory at a time, where fewer channels would do
+WINNERS = 2**20  # that are in memory at a time, where fewer channels would do
 CHANNELS = 32  # of a program that sums the gradient to the boxes
 # Where samples all but coincide a rounding decides: it must be the same in each kernel that looks for the maximum.
 UNFUSED = {"enable_fp_fusion": False, "num_stages": 1}
@@ -90,24 +92,26 @@ def _search(
     return tl.where(filled, best, 0.0), top, left
 
 
-@triton.jit(do_not_specialize=["line"])
+@triton.jit(do_not_specialize=["line", "programs"])
 def _choose(
-    maps, sn, sc, sh, sw, out, on, oc, oh, ow, bins, boxes, cell, near, far, line, channels,
+    maps, sn, sc, sh, sw, out, on, oc, oh, ow, bins, boxes, cell, near, far, line, programs, channels,
     PH: tl.constexpr, PW: tl.constexpr, P: tl.constexpr, BC: tl.constexpr, QB: tl.constexpr, SAMPLES: tl.constexpr,
     LAST: tl.constexpr, WINNERS: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
-    """Grid (K * PH * blocks of bins, blocks of channels): a row of bins. The maxima, or their slots."""
+    """Grid (blocks of channels * programs), these being K * PH * blocks of bins: a row of bins. The maxima, or their
+    slots."""
     blocks: tl.constexpr = (PW + QB - 1) // QB
-    k = (tl.program_id(0) // (PH * blocks)).to(tl.int64)
-    p = tl.program_id(0) // blocks % PH
-    q = tl.program_id(0) % blocks * QB + tl.arange(0, QB)
-    c0 = tl.program_id(1).to(tl.int64) * BC
+    one = tl.program_id(0) % programs
+    k = (one // (PH * blocks)).to(tl.int64)
+    p = one // blocks % PH
+    q = one % blocks * QB + tl.arange(0, QB)
+    c0 = (tl.program_id(0) // programs).to(tl.int64) * BC
     c = tl.arange(0, BC)
     q = q[:, None] if LAST else q[None, :]
     c = c[None, :] if LAST else c[:, None]
     c_live = c0 + c < channels
     c = c.to(OFFSET)
-    image, base, channel, down, across = map_of(boxes, k, maps, sn, sc, sh, sw, c0)
+    image, base, channel, down, across = map_of(boxes, k, maps, sn, sc, sh, sw, c0, LAST)
     slot_y, count_y = _bins(bins, k, 0, p, True, P)
     slot_x, count_x = _bins(bins, k, 1, q, q < PW, P)
     row = k * line
@@ -124,7 +128,7 @@ def _choose(
         tl.store(to, tl.where(image < 0, float("nan"), best).to(out.dtype.element_ty), mask=live)
 
 
-@triton.jit(do_not_specialize=["first_image", "words", "tiles", "rows", "heights", "widths", "line"])
+@triton.jit(do_not_specialize=["first_image", "words", "tiles", "rows", "line"])
 def _gather(
     grad, gk, gc, gp, gq, winners, grads, bins, cell, near, far, line, bits, span, first_image, words, tiles, rows,
     heights, widths, channels, all_channels, PH: tl.constexpr, PW: tl.constexpr, P: tl.constexpr, TY: tl.constexpr,
@@ -140,6 +144,7 @@ def _gather(
     tx = tl.arange(0, TX)[None, :, None]
     c = tl.arange(0, BC)[None, None, :]
     live = c0 + c < channels
+    none = tl.full([], 0, OFFSET)  # which a number has no type to be turned into
     acc = tl.zeros([TY, TX, BC], real)
     word = tl.load(span + row * 2)
     stop = tl.load(span + row * 2 + 1)
@@ -159,7 +164,7 @@ def _gather(
                             y = tl.load(chosen, mask=live, other=-1)
                             x = tl.load(chosen + channels, mask=live, other=-1)
                             won = live & (y >= 0)
-                            g = grad + k * gk + c0 * gc + p * gp + q * gq + c.to(OFFSET) * gc
+                            g = grad + k * gk + c0 * gc + (none + p) * gp + (none + q) * gq + c.to(OFFSET) * gc
                             g = tl.load(g, mask=won, other=0.0).to(real)
                             if SAMPLES:
                                 near_y = tl.load(near + slots + y, mask=won, other=0.0)
@@ -176,8 +181,8 @@ def _gather(
                             else:
                                 acc += tl.where((y0 + ty == y) & (x0 + tx == x), g, 0.0)
         word += 1
-    height = pick(heights, level)
-    width = pick(widths, level)
+    height = size_of(heights, level)
+    width = size_of(widths, level)
     to = pick(grads, level) + (first_image + row // tiles) * all_channels * height * width
     live = live & (y0 + ty < height) & (x0 + tx < width)
     if LAST:
@@ -234,7 +239,7 @@ def _sum_slopes(
     c = c[None, :] if LAST else c[:, None]
     c_live = c0 + c < channels
     c = c.to(OFFSET)
-    _image, base, channel, down, across = map_of(boxes, k, maps, sn, sc, sh, sw, c0)
+    _image, base, channel, down, across = map_of(boxes, k, maps, sn, sc, sh, sw, c0, LAST)
     cell += k * line
     near += k * line
     far += k * line
@@ -277,8 +282,10 @@ def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooli
     """Forward, see ``operator.Kernels``."""
     out = operator.make_output(features, rois, spec)
     real = torch.promote_types(out.dtype, torch.float32)
-    candidates = make_candidates([each.shape for each in features], rois, level, spec, real)
-    _find(features, candidates, spec, out, winners=False)
+    shapes = [each.shape for each in features]
+    for some in groups(rois.shape[0], sum(slots_of(shapes, spec)) * (4 + 2 * real.itemsize)):
+        candidates = make_candidates(shapes, rois[some], None if level is None else level[some], spec, real)
+        _find(features, candidates, spec, out[some], winners=False)
     return out
 
 
@@ -287,13 +294,14 @@ def _find(maps: Sequence[Tensor], candidates: Candidates, spec: Pooling, to: Ten
     if to.numel() == 0:
         return
     height, width = spec.output_size
+    last = all(each.stride(1) == 1 for each in maps)
     blocks, bins = forward_blocks(to, gathers=True), bins_at_once(width)
-    _choose[(to.shape[0] * height * triton.cdiv(width, bins), triton.cdiv(to.shape[1], blocks.channels))](
-        tuple(maps), *zip(*(each.stride() for each in maps), strict=True), to, *to.stride(), *candidates[:5],
-        candidates.cell.shape[1], to.shape[1],
+    programs = to.shape[0] * height * cdiv(width, bins)
+    _choose[(programs * cdiv(to.shape[1], blocks.channels),)](
+        tuple(maps), *strides_of(maps, last), to, *to.stride(), *candidates[:5], candidates.cell.shape[1], programs,
+        to.shape[1],
         PH=height, PW=width, P=max(height, width), BC=blocks.channels, QB=bins, SAMPLES=KINDS[spec.kind].samples,
-        LAST=all(each.stride(1) == 1 for each in maps), WINNERS=winners,
-        OFFSET=forward_offset(maps, to, blocks.channels), num_warps=blocks.warps, **UNFUSED,
+        LAST=last, WINNERS=winners, OFFSET=forward_offset(maps, to, blocks.channels), num_warps=blocks.warps, **UNFUSED,
     )  # fmt: skip
 
 
@@ -316,19 +324,20 @@ def pool_grad(
     height, width = spec.output_size
     some = max(1, WINNERS // max(1, rois.shape[0] * height * width * tile.channels)) * tile.channels
     farthest = max(tile.height * each.stride(2) + tile.channels * each.stride(1) for each in grads)
-    offset = offset_type(farthest, tile.channels * grad.stride(1))
-    winners = rois.new_empty(rois.shape[0], height, width, 2, min(some, all_channels), dtype=torch.int32)
-    for c in range(0, all_channels, some):
-        channels = min(some, all_channels - c)
-        winners = winners.flatten()[: winners.numel() // winners.shape[-1] * channels].view(
-            *winners.shape[:-1], channels
-        )
-        maps, part, to = ([each[:, c : c + channels] for each in tensors] for tensors in (features, [grad], grads))
-        _find(maps, candidates, spec, winners[..., 0, :].permute(0, 3, 1, 2), winners=True)
-        for marks in mark_tiles(candidates.boxes, images, heights, widths, tile):
-            _gather[(triton.cdiv(channels, tile.channels) * marks.rows,)](
+    offset = offset_type(farthest, tile.channels * grad.stride(1) + height * grad.stride(2) + width * grad.stride(3))
+    longest = max(candidates.cell.shape[1], *heights, *widths)
+    slot = torch.int16 if longest < 2**15 else torch.int32
+    each_bin = (rois.shape[0], height, width, 2)
+    memory = rois.new_empty(math.prod(each_bin) * min(some, all_channels), dtype=slot)
+    for marks in mark_tiles(candidates.boxes, images, heights, widths, tile):
+        for c in range(0, all_channels, some):
+            channels = min(some, all_channels - c)
+            winners = memory[: math.prod(each_bin) * channels].view(*each_bin, channels)
+            maps, part, to = ([each[:, c : c + channels] for each in tensors] for tensors in (features, [grad], grads))
+            _find(maps, candidates, spec, winners[..., 0, :].permute(0, 3, 1, 2), winners=True)
+            _gather[(cdiv(channels, tile.channels) * marks.rows,)](
                 *part, *grad.stride(), winners, tuple(to), candidates.bins, *candidates[2:5], candidates.cell.shape[1],
-                *marks, heights, widths, channels, all_channels,
+                *marks, coded(heights), coded(widths), channels, all_channels,
                 PH=height, PW=width, P=max(height, width), TY=tile.height, TX=tile.width, BC=tile.channels,
                 SAMPLES=KINDS[spec.kind].samples, LAST=channels_last, OFFSET=offset, num_warps=tile.warps,
             )  # fmt: skip
@@ -337,22 +346,31 @@ def pool_grad(
 
 def pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
     """Gradient to the rois, see ``operator.Kernels``. Whole cells do not follow a box."""
-    count, channels = grad.shape[:2]
-    out = rois.new_zeros(count, 5)
+    out = rois.new_zeros(rois.shape[0], 5)
     if not KINDS[spec.kind].samples:
         return out
     real = torch.promote_types(features[0].dtype, torch.float32)
-    candidates = make_candidates([each.shape for each in features], rois, level, spec, real, slopes=True)
-    blocks = triton.cdiv(channels, CHANNELS)
-    sums = grad.new_empty(count, blocks, 4, dtype=real)
+    shapes = [each.shape for each in features]
+    for some in groups(rois.shape[0], sum(slots_of(shapes, spec)) * (4 + 4 * real.itemsize)):
+        part = None if level is None else level[some]
+        candidates = make_candidates(shapes, rois[some], part, spec, real, slopes=True)
+        out[some, 1:] = _summed(grad[some], features, candidates, spec)
+    return out
+
+
+def _summed(grad: Tensor, features: list[Tensor], candidates: Candidates, spec: Pooling) -> Tensor:
+    """Of some boxes: ``[K, 4]``."""
+    count, channels = grad.shape[:2]
+    blocks = cdiv(channels, CHANNELS)
+    sums = candidates.near.new_empty(count, blocks, 4)
     reach = [CHANNELS * abs(each.stride(1)) + each.shape[3] * abs(each.stride(3)) for each in (*features, grad)]
+    last = all(each.stride(1) == 1 for each in features)
     if sums.numel():
         _sum_slopes[(count * blocks,)](
-            grad, *grad.stride(), tuple(features), *zip(*(each.stride() for each in features), strict=True),
-            *candidates, sums, blocks, channels, candidates.cell.shape[1],
+            grad, *grad.stride(), tuple(features), *strides_of(features, last), *candidates, sums, blocks, channels,
+            candidates.cell.shape[1],
             PH=spec.output_size[0], PW=spec.output_size[1], P=max(spec.output_size), BC=CHANNELS,
-            QB=bins_at_once(spec.output_size[1]), LAST=all(each.stride(1) == 1 for each in features),
+            QB=bins_at_once(spec.output_size[1]), LAST=last,
             OFFSET=offset_type(*reach), **UNFUSED,
         )  # fmt: skip
-    out[:, 1:] = sums.sum(1)
-    return out
+    return sums.sum(1)

@@ -17,8 +17,7 @@ nothing may be read there. Where a weight is 0, the cell must not count, whateve
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,10 +27,13 @@ from torch import Tensor
 
 from ...axis import FLOAT_CELLS
 from ...spec import KINDS, Pooling
+from .blocks import next_power_of_2
+from .maps import coded, halves, scale_of, size_of
 from .rules import divide, place, reach, summed, visited
 
 # Two cells that neighbours share, and two more for the rounding of positions of 2**22 cells and beyond.
 SPARE = tl.constexpr(4)
+TOGETHER = 2**22  # bytes of tables, where boxes can be worked through in groups
 FEW = 16  # samples of a fixed grid along one axis, which are visited; more are counted in closed form
 MOST_CELLS = tl.constexpr(FLOAT_CELLS)
 
@@ -55,6 +57,20 @@ class Tables(NamedTuple):
     dhi: Tensor
 
 
+def groups(boxes: int, bytes_each: int) -> Iterator[slice]:
+    """The boxes whose tables are in memory at a time."""
+    some = max(1, TOGETHER // max(1, bytes_each))
+    for first in range(0, boxes, some):
+        yield slice(first, min(first + some, boxes))
+
+
+def row_of(shapes: Sequence[Sequence[int]], spec: Pooling) -> tuple[int, int]:
+    """How many weights a box has, those along y first, and how many these are."""
+    height, width = spec.output_size
+    split = max(shape[2] for shape in shapes) + SPARE.value * height
+    return split + max(shape[3] for shape in shapes) + SPARE.value * width, split
+
+
 def make_tables(
     shapes: Sequence[Sequence[int]],
     rois: Tensor,
@@ -73,11 +89,9 @@ def make_tables(
         dtype: of the weights.
         slopes: whether to make ``dlo`` and ``dhi``.
     """
-    height, width = spec.output_size
-    split = max(shape[2] for shape in shapes) + SPARE.value * height
-    row = split + max(shape[3] for shape in shapes) + SPARE.value * width
+    row, split = row_of(shapes, spec)
     boxes = rois.shape[0]
-    most = max(height, width)
+    most = max(spec.output_size)
     weight = rois.new_empty(boxes, row, dtype=dtype)
     tables = Tables(
         bins=rois.new_empty(boxes, 2, 3, most, dtype=torch.int32),
@@ -103,8 +117,10 @@ def of_boxes(
         rois,
         rois if level is None else level,
         shapes[0][0],
-        *(tuple(shape[along] for shape in shapes) for along in (2, 3)),
-        *(tuple(map(_bits, spec.scales[along::2])) for along in (0, 1)),
+        coded([shape[2] for shape in shapes]),
+        coded([shape[3] for shape in shapes]),
+        halves(spec.scales[::2]),
+        halves(spec.scales[1::2]),
         ratio,
         ratio.bit_length() + 1 if ratio else 6,
     )
@@ -116,36 +132,12 @@ def of_boxes(
         "ALIGNED": spec.aligned,
         "SLOPES": slopes,
         "WIDE": rois.dtype == torch.float64 or spec.kind == "integral",
-        "PB": min(triton.next_power_of_2(most), 32),
+        "PB": min(next_power_of_2(most), 32),
         "TB": 8,
         "num_warps": 1,
         "enable_fp_fusion": False,
     }
     return arguments, constants
-
-
-def _bits(scale: float) -> int:
-    """A float64 as an int64: Triton takes floats as float32."""
-    return int(struct.unpack("<q", struct.pack("<d", scale))[0])
-
-
-@triton.jit
-def pick(values, one):
-    """One map's of a tuple of scalars: there are few enough for a chain of selects."""
-    chosen = values[0]
-    for i in tl.static_range(1, len(values)):
-        chosen = tl.where(one == i, values[i], chosen)
-    return chosen
-
-
-@triton.jit
-def map_of(boxes, k, maps, sn, sc, sh, sw, c0):
-    """A box's image, where channel c0 of that image begins in the box's map, and the map's strides along c, y and x."""
-    image = tl.load(boxes + k * 6 + 2)
-    one = tl.load(boxes + k * 6 + 5)
-    channel = pick(sc, one)
-    base = pick(maps, one) + image.to(tl.int64) * pick(sn, one) + c0 * channel
-    return image, base, channel, pick(sh, one), pick(sw, one)
 
 
 @triton.jit
@@ -170,9 +162,11 @@ def find_box(rois, level, k, along, images, heights, widths, scales_y, scales_x,
         which = tl.load(level + k)
         known = tl.where((which >= 0) & (which < len(heights)), 1, 0)
         one = tl.where(known == 1, which, 0).to(tl.int32)
-    known = tl.where((pick(heights, one) > 0) & (pick(widths, one) > 0), known, 0)
-    scale_y = pick(scales_y, one).to(tl.float64, bitcast=True)
-    scale_x = pick(scales_x, one).to(tl.float64, bitcast=True)
+    height = size_of(heights, one)
+    width = size_of(widths, one)
+    known = tl.where((height > 0) & (width > 0), known, 0)
+    scale_y = scale_of(scales_y[0], scales_y[1], one)
+    scale_x = scale_of(scales_x[0], scales_x[1], one)
     n = tl.load(rois + k * 5).to(tl.float64)
     x1 = tl.load(rois + k * 5 + 1).to(tl.float64) * scale_x
     y1 = tl.load(rois + k * 5 + 2).to(tl.float64) * scale_y
@@ -184,7 +178,7 @@ def find_box(rois, level, k, along, images, heights, widths, scales_y, scales_x,
     lo = tl.where(usable == 1, tl.load(rois + k * 5 + 2 - along), 0.0)
     hi = tl.where(usable == 1, tl.load(rois + k * 5 + 4 - along), 0.0)
     scale = tl.where(along == 0, scale_y, scale_x)
-    length = tl.where(along == 0, pick(heights, one), pick(widths, one))
+    length = tl.where(along == 0, height, width)
     return image, one, lo, hi, scale, length
 
 
@@ -196,7 +190,7 @@ def fits_float32(lo, hi, scale, length, ratio):
     return tl.where((far <= MOST_CELLS) & (length <= MOST_CELLS) & (ratio <= MOST_CELLS), 1, 0)
 
 
-@triton.jit(do_not_specialize=["images", "heights", "widths", "scales_y", "scales_x", "ratio", "halvings"])
+@triton.jit(do_not_specialize=["images", "ratio", "halvings", "split", "row"])
 def _tables(
     rois,
     level,
