@@ -74,6 +74,7 @@ FORWARD = {
     ("gather", 16, "full"): Blocks(32, 1, 4),
     ("gather", 16, "sparse"): Blocks(32, 1, 4),
 }
+SLOPES = Blocks(32, 16, 4)  # of the gradient to the boxes
 BACKWARD = {"full": Tile(4, 8, 32, 1), "sparse": Tile(4, 8, 16, 1)}
 
 

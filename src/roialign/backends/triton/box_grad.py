@@ -17,12 +17,11 @@ from torch import Tensor
 
 from ...spec import Pooling
 from ..memory import is_channels_last
+from . import blocks as fixed
 from .backward import load_block, spread
 from .blocks import bins_summed, cdiv, offset_type
 from .maps import map_of, strides_of
 from .tables import Tables, bins_of, groups, make_tables, row_of
-
-CHANNELS, COLUMNS = 32, 16  # of the map, at a time
 
 
 @triton.jit(do_not_specialize=["blocks", "line"])
@@ -103,13 +102,16 @@ def pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Ten
 def _summed(grad: Tensor, features: list[Tensor], tables: Tables, spec: Pooling) -> Tensor:
     """Of some boxes: ``[K, 4]``."""
     count, channels = grad.shape[:2]
-    blocks, last = cdiv(channels, CHANNELS), is_channels_last(features[0])
-    sums = tables.weight.new_empty(count, blocks, 4)
-    reach = [CHANNELS * each.stride(1) + max(COLUMNS, each.shape[3]) * each.stride(3) for each in (*features, grad)]
-    _sum_slopes[(count * blocks,)](
+    size, last = fixed.SLOPES, is_channels_last(features[0])
+    parts = cdiv(channels, size.channels)
+    sums = tables.weight.new_empty(count, parts, 4)
+    reach = [
+        size.channels * each.stride(1) + max(size.cells, each.shape[3]) * each.stride(3) for each in (*features, grad)
+    ]
+    _sum_slopes[(count * parts,)](
         grad, *grad.stride(), tuple(features), *strides_of(features, last), *tables, sums,
-        blocks, channels, tables.weight.shape[1],
-        PH=spec.output_size[0], PW=spec.output_size[1], P=max(spec.output_size), BC=CHANNELS, BX=COLUMNS,
-        QB=bins_summed(spec.output_size[1]), LAST=last, OFFSET=offset_type(*reach),
+        parts, channels, tables.weight.shape[1],
+        PH=spec.output_size[0], PW=spec.output_size[1], P=max(spec.output_size), BC=size.channels, BX=size.cells,
+        QB=bins_summed(spec.output_size[1]), LAST=last, OFFSET=offset_type(*reach), num_warps=size.warps,
     )  # fmt: skip
     return sums.sum(1)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...spec import KINDS, Pooling
 from .. import operator
+from . import blocks as fixed
 from .backward import locate, lowest_bit, mark_tiles
 from .blocks import backward_tile, bins_at_once, cdiv, forward_blocks, forward_offset, offset_type
 from .candidates import Candidates, make_candidates, slots_of
@@ -26,7 +27,6 @@ from .maps import coded, map_of, pick, size_of, strides_of
 from .tables import groups
 
 WINNERS = 2**20  # that are in memory at a time, where fewer channels would do
-CHANNELS = 32  # of a program that sums the gradient to the boxes
 # Where samples all but coincide a rounding decides: it must be the same in each kernel that looks for the maximum.
 UNFUSED = {"enable_fp_fusion": False, "num_stages": 1}
 
@@ -295,13 +295,13 @@ def _find(maps: Sequence[Tensor], candidates: Candidates, spec: Pooling, to: Ten
         return
     height, width = spec.output_size
     last = all(each.stride(1) == 1 for each in maps)
-    blocks, bins = forward_blocks(to, gathers=True), bins_at_once(width)
+    size, bins = forward_blocks(to, gathers=True), bins_at_once(width)
     programs = to.shape[0] * height * cdiv(width, bins)
-    _choose[(programs * cdiv(to.shape[1], blocks.channels),)](
+    _choose[(programs * cdiv(to.shape[1], size.channels),)](
         tuple(maps), *strides_of(maps, last), to, *to.stride(), *candidates[:5], candidates.cell.shape[1], programs,
         to.shape[1],
-        PH=height, PW=width, P=max(height, width), BC=blocks.channels, QB=bins, SAMPLES=KINDS[spec.kind].samples,
-        LAST=last, WINNERS=winners, OFFSET=forward_offset(maps, to, blocks.channels), num_warps=blocks.warps, **UNFUSED,
+        PH=height, PW=width, P=max(height, width), BC=size.channels, QB=bins, SAMPLES=KINDS[spec.kind].samples,
+        LAST=last, WINNERS=winners, OFFSET=forward_offset(maps, to, size.channels), num_warps=size.warps, **UNFUSED,
     )  # fmt: skip
 
 
@@ -361,16 +361,17 @@ def pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Ten
 def _summed(grad: Tensor, features: list[Tensor], candidates: Candidates, spec: Pooling) -> Tensor:
     """Of some boxes: ``[K, 4]``."""
     count, channels = grad.shape[:2]
-    blocks = cdiv(channels, CHANNELS)
-    sums = candidates.near.new_empty(count, blocks, 4)
-    reach = [CHANNELS * abs(each.stride(1)) + each.shape[3] * abs(each.stride(3)) for each in (*features, grad)]
+    size = fixed.SLOPES
+    parts = cdiv(channels, size.channels)
+    sums = candidates.near.new_empty(count, parts, 4)
+    reach = [size.channels * abs(each.stride(1)) + each.shape[3] * abs(each.stride(3)) for each in (*features, grad)]
     last = all(each.stride(1) == 1 for each in features)
     if sums.numel():
-        _sum_slopes[(count * blocks,)](
-            grad, *grad.stride(), tuple(features), *strides_of(features, last), *candidates, sums, blocks, channels,
+        _sum_slopes[(count * parts,)](
+            grad, *grad.stride(), tuple(features), *strides_of(features, last), *candidates, sums, parts, channels,
             candidates.cell.shape[1],
-            PH=spec.output_size[0], PW=spec.output_size[1], P=max(spec.output_size), BC=CHANNELS,
+            PH=spec.output_size[0], PW=spec.output_size[1], P=max(spec.output_size), BC=size.channels,
             QB=bins_at_once(spec.output_size[1]), LAST=last,
-            OFFSET=offset_type(*reach), **UNFUSED,
+            OFFSET=offset_type(*reach), num_warps=size.warps, **UNFUSED,
         )  # fmt: skip
     return sums.sum(1)
