@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from itertools import product
@@ -11,12 +12,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torchvision.models import mobilenet_v2
+from torchvision.models import Weights, WeightsEnum, mobilenet_v2
 from typer.testing import CliRunner
 
 import roialign
 from roialign.cli import app
-from roialign.detection import POOLINGS, build_detector, detect, fit_anchors, load_detector, load_weights, save_detector
+from roialign.detection import (
+    POOLINGS,
+    build_detector,
+    detect,
+    fit_anchors,
+    load_detector,
+    load_weights,
+    save_detector,
+    weights,
+)
 from roialign.detection.checkpoint import default_checkpoint
 from roialign.detection.datasets import CocoData, open_photo
 from roialign.detection.evaluation import evaluate_found
@@ -79,15 +89,20 @@ def test_files_that_are_not_ours_are_refused(tmp_path: Path) -> None:
         load_detector(path)
 
 
-def test_pickled_code_is_never_run(tmp_path: Path) -> None:
+def test_pickled_code_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Trap:
         def __reduce__(self) -> tuple[Any, ...]:
             return Path.touch, (tmp_path / "sprung",)
 
-    torch.save({"weight": Trap()}, tmp_path / "trap.pth")
-    with pytest.raises(Exception, match=r"[Ww]eights"):
-        load_weights(small(), tmp_path / "trap.pth")
-    assert not (tmp_path / "sprung").exists()
+    cached = torchvisions(monkeypatch, tmp_path, {"weight": Trap()})
+    file = tmp_path / cached.name
+    with pytest.raises(ValueError, match=r"Weights only load failed"):
+        load_weights(small(), file)
+    for _ in range(2):  # downloaded, and from the cache
+        with pytest.raises(ValueError, match=r"Weights only load failed"):
+            load_weights(small(), "MobileNet_V2_Weights.IMAGENET1K_V1")
+        assert cached.exists()
+        assert not (tmp_path / "sprung").exists()
 
 
 def test_a_classifiers_weights_start_the_backbone(tmp_path: Path) -> None:
@@ -108,14 +123,76 @@ def test_a_classifiers_weights_start_the_backbone(tmp_path: Path) -> None:
         load_weights(small(), "MobileNet_V9")
 
 
-def test_a_detectors_weights_start_another_with_more_classes(tmp_path: Path) -> None:
-    model = small()
-    save_detector(model, tmp_path / "model.safetensors")
-    other = build_detector(7, "mobilenet_v2_fpn", weights=str(tmp_path / "model.safetensors"), **SMALL)
-    for name in ("backbone.body.0.0.weight", "rpn.head.cls_logits.bias", "roi_heads.box_head.fc6.weight"):
-        if model.state_dict()[name].shape == other.state_dict()[name].shape:
-            assert torch.equal(model.state_dict()[name], other.state_dict()[name]), name
-    assert other.roi_heads.box_predictor.cls_score.out_features == 7
+def test_a_message_counts_and_names_what_the_backbone_misses(tmp_path: Path) -> None:
+    source = mobilenet_v2(weights=None)
+    state, wanted = source.state_dict(), [name for name in source.features[:18].state_dict() if "num_" not in name]
+    for name, change in (("features.1.conv.0.0.weight", None), ("features.3.conv.2.weight", torch.ones(1, 2, 3, 3))):
+        state.pop(name)
+        state |= {name: change} if change is not None else {}
+    torch.save(state, tmp_path / "mobilenet.pth")
+    expected = f"lacks 2 of the backbone's {len(wanted)} tensors, or has them in another shape, such as "
+    with pytest.raises(ValueError, match=re.escape(f"{expected}backbone.body.1.conv.0.0.weight") + "$"):
+        load_weights(small(), tmp_path / "mobilenet.pth")
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_start_another_detector_with_more_classes(half: bool, tmp_path: Path) -> None:
+    model = small(norm="group")
+    save_detector(model, tmp_path / "model.safetensors", half=half)
+    other = build_detector(7, "mobilenet_v2_fpn", norm="group", **SMALL)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    count = load_weights(other, tmp_path / "model.safetensors")
+    own = 0
+    for name, value in other.state_dict().items():
+        if name.startswith("roi_heads.box_predictor."):  # of another number of classes
+            assert torch.equal(value, before[name]), name
+            own += 1
+        else:
+            expected = model.state_dict()[name]
+            assert torch.equal(value, expected.half().float() if half and expected.dim() > 1 else expected), name
+            assert value.dtype == expected.dtype, name
+    assert (own, count) == (4, len(before) - 4)
+
+
+def torchvisions(monkeypatch: pytest.MonkeyPatch, folder: Path, content: Any, digest: str = "") -> Path:
+    """Give every name of torchvision's weights this file, and PyTorch an empty cache, which is returned."""
+    torch.save(content, folder / "saved.pth")
+    digest = digest or hashlib.sha256((folder / "saved.pth").read_bytes()).hexdigest()
+    file = (folder / "saved.pth").rename(folder / f"net-{digest[:8]}.pth")
+
+    class Named(WeightsEnum):
+        V1 = Weights(file.as_uri(), lambda image: image, {})
+
+    monkeypatch.setattr(weights, "get_weight", lambda _: Named.V1)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(folder / "hub"))
+    return folder / "hub" / "checkpoints" / file.name
+
+
+def test_named_weights_are_downloaded_once_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = mobilenet_v2(weights=None).state_dict()
+    cached = torchvisions(monkeypatch, tmp_path, state)
+    for _ in range(2):
+        model = small()
+        load_weights(model, "MobileNet_V2_Weights.IMAGENET1K_V1")
+        assert torch.equal(model.state_dict()["backbone.body.0.0.weight"], state["features.0.0.weight"])
+        (tmp_path / cached.name).unlink(missing_ok=True)  # now the cache alone has it
+    assert "%" not in capsys.readouterr().err  # no bar of its progress
+
+
+def test_a_damaged_download_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = torchvisions(monkeypatch, tmp_path, mobilenet_v2(weights=None).state_dict(), "0" * 8)
+    named = "MobileNet_V2_Weights.IMAGENET1K_V1"
+    with pytest.raises(ValueError, match=rf"^weights: {named} cannot be read: invalid hash value"):
+        load_weights(small(), named)
+    assert not cached.exists()
+    (tmp_path / cached.name).unlink()
+    with pytest.raises(ValueError, match=rf"^weights: {named} cannot be read: .*No such file"):
+        load_weights(small(), named)
+    cached.write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"^weights: {named} cannot be read: EOFError$"):
+        load_weights(small(), named)
 
 
 def test_the_scale_is_that_of_resizing_the_image_oneself() -> None:

@@ -1,6 +1,7 @@
 """Weights to start from: another detector's, or a classifier's for the backbone.
 
-Nothing is ever unpickled. PyTorch's own ``.pth`` files are read with ``weights_only=True``, which admits tensors only.
+Nothing is ever unpickled. PyTorch's own ``.pth`` files, downloaded or in its cache, are read with ``weights_only=True``,
+which admits tensors only.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torchvision.models import get_weight
+from torchvision.models import WeightsEnum, get_weight
 from torchvision.models.detection import FasterRCNN
 
 
@@ -28,7 +29,7 @@ def load_weights(model: FasterRCNN, weights: str | Path) -> int:
 
     Raises:
         FileNotFoundError: neither a file nor a name of torchvision's.
-        ValueError: the file cannot be read, or they do not fit the backbone.
+        ValueError: they cannot be read or downloaded, or do not fit the backbone.
     """
     source = _read_weights(weights)
     backbone = "body." if hasattr(model.backbone, "body") else ""
@@ -49,22 +50,25 @@ def load_weights(model: FasterRCNN, weights: str | Path) -> int:
 
 def _read_weights(weights: str | Path) -> dict[str, Tensor]:
     path = Path(weights)
-    if path.is_file():
-        try:
-            if path.suffix == ".safetensors":
-                state = load_file(path)
-            else:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-                state = state.get("model", state)
-            tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-        except Exception as error:  # safetensors and pickle raise their own
-            told = str(error).partition("\n")[0]
-            raise ValueError(f"weights: {path} cannot be read: {told or type(error).__name__}") from None
-        return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+    named = None if path.is_file() else _named(weights)
     try:
-        named = get_weight(str(weights))
+        if named is not None:
+            state = named.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        elif path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = state.get("model", state)
+        return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    except Exception as error:  # safetensors, pickle and the network raise their own
+        told = str(error).partition("\n")[0]
+        raise ValueError(f"weights: {weights} cannot be read: {told or type(error).__name__}") from None
+
+
+def _named(weights: str | Path) -> WeightsEnum:
+    try:
+        return get_weight(str(weights))
     except (ValueError, AttributeError, KeyError):
         raise FileNotFoundError(
             f"weights: {weights} is neither a file nor a name like MobileNet_V2_Weights.IMAGENET1K_V1"
         ) from None
-    return dict(named.get_state_dict(progress=False, check_hash=True))
