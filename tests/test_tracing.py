@@ -167,7 +167,48 @@ def test_what_only_looks_is_not_recorded() -> None:
     assert graph(torch.zeros(5)).tolist() == [1] * 5
 
 
+def test_torchscripts_recorder_is_told_from_the_others() -> None:
+    seen: dict[str, bool] = {}
+
+    def look(name: str) -> Callable[[Tensor], Tensor]:
+        def record(x: Tensor) -> Tensor:
+            seen[name] = tracing.records_torchscript()
+            return x * 1
+
+        return record
+
+    look("nothing")(torch.ones(2))
+    torch.jit.trace(look("jit.trace"), torch.ones(2), check_trace=False)
+    make_fx(look("make_fx"))(torch.ones(2))
+    torch.compile(look("compile"), backend="eager", fullgraph=True)(torch.ones(2))
+    assert seen == {"nothing": False, "jit.trace": True, "make_fx": False, "compile": False}
+
+
 # Who differentiates, and who may look at values.
+
+
+def test_what_is_answered_while_a_graph_is_compiled() -> None:
+    """Values are hidden, and nobody transforms what dynamo itself will transform."""
+
+    def look(x: Tensor) -> Tensor:
+        return x + 1 if tracing.hides_values(x) and not tracing.differentiates_forward() else x + 2
+
+    assert torch.compile(look, backend="eager", fullgraph=True)(torch.zeros(2)).tolist() == [1, 1]
+
+
+def test_gradients_that_come_many_at_once() -> None:
+    seen: list[bool] = []
+    x = torch.ones(2, requires_grad=True)
+    y = x * 2
+    y.register_hook(lambda grad: seen.append(tracing.batches(grad)))
+    grads = torch.eye(2)
+    for many in (
+        torch.stack([torch.autograd.grad(y, x, grad, retain_graph=True)[0] for grad in grads]),
+        torch.autograd.grad(y, x, grads, retain_graph=True, is_grads_batched=True)[0],
+        torch.vmap(lambda grad: torch.autograd.grad(y, x, grad, retain_graph=True)[0])(grads),
+    ):
+        assert torch.equal(many, 2 * grads)
+    assert seen == [False, False, True, True]
 
 DIFFERENTIATED: dict[str, tuple[Callable[[Callable[[Tensor], Tensor], Tensor], object], bool]] = {
     "nothing": (lambda f, x: f(x), False),
