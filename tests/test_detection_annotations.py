@@ -329,6 +329,7 @@ def test_a_split_gives_either_part_boxes(tmp_path: Path) -> None:
 
 def test_the_digest_is_of_what_counts(photos: Path, tmp_path: Path) -> None:
     digest = load(photos, tmp_path).digest()
+    assert re.fullmatch("[0-9a-f]{16}", digest)  # eight bytes
     (tmp_path / "copy").mkdir()
     for name in ("a.png", "b.png"):
         (tmp_path / "copy" / name).write_bytes((photos / name).read_bytes())
