@@ -83,6 +83,7 @@ def test_boxes_are_cut_counted_and_named(photos: Path, tmp_path: Path) -> None:
         ([10**400, 5, 10, 10], 100, 0),
         ([40, 30, 100, 20], 1200, 1),  # a crowd, cut
         ([40, 30, 0, 20], 0, 1),
+        ([10, 20, 1e308, 1e308], 1e308, 0),  # cut like any other: 90 x 60
     ]
 
     def change(content: Content) -> None:
@@ -94,8 +95,8 @@ def test_boxes_are_cut_counted_and_named(photos: Path, tmp_path: Path) -> None:
 
     data = load(photos, tmp_path, change)
     first, second = data.entries
-    assert data.boxes.tolist() == first.boxes.tolist() == [[0, 10, 30, 30], [90, 70, 100, 80]]
-    assert first.areas.tolist() == [600, 100]
+    assert data.boxes.tolist() == first.boxes.tolist() == [[0, 10, 30, 30], [90, 70, 100, 80], [10, 20, 100, 80]]
+    assert first.areas.tolist() == [600, 100, 5400]
     assert (first.crowds.tolist(), first.crowd_labels.tolist()) == ([[40, 30, 100, 50]], [1])
     assert (first.left_out, second.left_out, data.left_out) == (8, 0, 8)
     assert data.notes == [
@@ -103,6 +104,8 @@ def test_boxes_are_cut_counted_and_named(photos: Path, tmp_path: Path) -> None:
         "annotations[3] (id 103): bbox has no area inside its image, "
         "annotations[4] (id 104): bbox has no area inside its image, ..."
     ]
+    three = load(photos, tmp_path, lambda c: [each.update(bbox=[1, 1, 0, 0]) for each in c["annotations"]])
+    assert re.search(r": 3 boxes are left out: .*\(id 6\): bbox has no area inside its image$", three.notes[0])
     data = load(photos, tmp_path, put("annotations", 0, "bbox", [math.nan, 1, 2, 3]))
     assert data.notes[0].endswith(": 1 boxes are left out: annotations[0] (id 4): bbox is not finite")
 
@@ -122,9 +125,13 @@ def test_ids_stay_as_the_file_has_them(photos: Path, tmp_path: Path) -> None:
             record.update({field: float(record[field]) for field in record if "id" in field or field == "width"})
 
     assert load(photos, tmp_path, floating).digest() == load(photos, tmp_path).digest()
-    data = load(photos, tmp_path, lambda c: (put("images", 0, "id", 0)(c), put("annotations", 0, "image_id", 0)(c),
-                                             put("annotations", 1, "image_id", 0)(c)))  # fmt: skip
-    assert [(entry.id, len(entry.boxes)) for entry in data.entries] == [(0, 2), (2, 1)]
+    for number in (0, -1, 10**6, -(2**63), 2**63 - 1):
+        content = base()
+        content["images"][0]["id"] = content["categories"][0]["id"] = number
+        content["annotations"] = [each | {"image_id": number, "category_id": number} for each in content["annotations"]]
+        data = load(photos, tmp_path, lambda c, changed=content: c.update(changed))
+        assert [(entry.id, len(entry.boxes)) for entry in data.entries] == [(number, 3), (2, 0)]
+        assert data.category_ids == sorted([number, 3])
 
 
 @pytest.mark.parametrize("iscrowd", [True, 1, 1.0])
@@ -151,7 +158,9 @@ FIRST, LAST = "annotations[0] (id 4)", "annotations[2] (id 6)"
 WRONG: list[tuple[Change, str]] = [
     *faults("annotations", 2, LAST, "iscrowd", (None, "null; expected 0 or 1"), ("0", "'0'"), ([], "[]"), (2, "2")),
     *faults("annotations", 2, LAST, "area", (None, "null; expected a number from 0"), ("9", "'9'"), (True, "true")),
-    *faults("annotations", 2, LAST, "area", (-1, "-1"), (math.inf, "inf"), (math.nan, "nan"), ({}, "{}")),
+    *faults(
+        "annotations", 2, LAST, "area", (-1, "-1"), (math.inf, "inf"), (math.nan, "nan"), ({}, "{}"), (9**400, "4")
+    ),
     *faults("annotations", 0, FIRST, "bbox", *((box, f"{box}; expected four numbers") for box in BBOXES)),
     *faults("annotations", 0, FIRST, "bbox", (None, "null; expected four"), ("1234", "'1234'"), ({"x": 1}, "{'x': 1}")),
     *faults(
@@ -171,6 +180,7 @@ WRONG: list[tuple[Change, str]] = [
     (drop("images", 0, "file_name"), r"images\[0\] \(id 7\): no file_name$"),
     (drop("images", 0, "id"), r"images\[0\]: no id$"),
     (put("images", 0, "id", None), r"images\[0\] \(id null\): id: got null; expected a whole number or text"),
+    *((put("images", 0, "id", i), f"id: got {i}; expected a whole") for i in (2**63, -(2**63) - 1, 0.5)),
     (put("images", 0, "id", "\ud800"), r"id: got '\\ud800'; expected a whole number or text"),
     (put("images", 1, "id", 7), r"images\[1\] \(id 7\): images\[0\] has this id too"),
     (put("categories", 1, "id", 9), r"categories\[1\] \(id 9\): categories\[0\] has this id too"),
@@ -199,18 +209,24 @@ def test_what_is_wrong_is_said_with_its_place(photos: Path, tmp_path: Path, chan
         ("c.json", b"[]", r"got \[\]; expected COCO's JSON, an object with the lists"),
         ("c.json", b"null", "got null; expected COCO's JSON"),
         ("c.json", b"[" * 100_000, "nested too deeply"),
-        ("c.json", b'{"images": [], "images": []}', "an object has the key 'images' twice"),
+        ("c.json", b'{"info": 1, "images": [], "images": []}', "an object has the key 'images' twice"),
         ("c.json", b"\xff\xd8\xff\xe0" + bytes(range(200)), "not JSON"),
         ("c.json", b"1" * 5000, "not JSON"),
         ("a.txt", b"0 0.5 0.5 0.25 0.1\n1 0.5 0.5 0.2 0.1\n", r"YOLO's labels\? supervision's .*from_yolo.*as_coco"),
+        ("a.txt", b"0 0.5 0.5 0.25\n", "expected COCO"),
+        ("a.txt", b"no table of boxes in here\n", "expected COCO"),
         ("data.yaml", b"names: [tree]\n", "YOLO"),
+        ("a.xml", b"", "Pascal VOC"),
+        ("a.txt", b"<annotation><object/></annotation>", "Pascal VOC"),
         (
             "a.xml",
             b"<annotation><object/></annotation>",
             r"Pascal VOC's XML\? supervision's .*from_pascal_voc.*as_coco",
         ),
         ("boxes.csv", b"image_path,xmin,ymin,xmax,ymax,label\na.png,1,2,3,4,tree\n", r"a table\? docs/detection\.md"),
-        ("boxes", b"a.png,1,2,3,4,tree\n", r"a table\? docs/detection\.md"),
+        ("boxes", b"1,2,3,4\n", r"a table\? docs/detection\.md"),
+        ("boxes", b"1,2,3\n", "expected COCO"),
+        *(("boxes", start + b"1, 2, 3, 4,\n", "expected COCO") for start in (b"[", b'{"images": [')),
     ],
 )
 def test_other_files_are_told_apart(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -250,6 +266,9 @@ def test_utf_8_whatever_the_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_sizes_that_are_missing_are_the_files(photos: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1)).save(tmp_path / "1.png")
+    least = {"file_name": str(tmp_path / "1.png"), "width": 1, "height": 1}
+    assert load(photos, tmp_path, lambda content: content["images"][1].update(least)).entries[1].width == 1
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
@@ -268,6 +287,8 @@ def test_sizes_that_are_missing_are_the_files(photos: Path, tmp_path: Path) -> N
     assert (
         load(photos, tmp_path, lambda content: content["images"][1].update(stored)).entries[1].width == 40
     )  # drawn by a tool that does not turn
+    upright = stored | {"width": 30, "height": 40}  # drawn by one that does
+    assert load(photos, tmp_path, lambda content: content["images"][1].update(upright)).entries[1].width == 30
     (tmp_path / "turned.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"images\[1\] \(id 2\): .*turned\.jpg: not an image that can be read"):
         load(photos, tmp_path, change)

@@ -240,7 +240,7 @@ def test_losses_of_parts_weighted_by_their_samples_make_the_whole_batchs(crowns:
 def test_each_image_is_seen_once_per_epoch_over_all_processes() -> None:
     sizes = [(50, 50), (64, 64), (128, 192), (10, 10), (64, 40), (70, 60), (60, 60)]
     none = (torch.empty(0, 4), torch.empty(0))
-    entries = [Entry(i, Path(), w, h, *none, *none, torch.empty(0)) for i, (w, h) in enumerate(sizes)]
+    entries = [Entry(i, Path(), w, h, *none, *none, torch.empty(0), "", 0) for i, (w, h) in enumerate(sizes)]
     for processes, batch, repeat in ((1, 4, 1), (3, 1, 1), (4, 3, 2), (5, 2, 1)):
         shares = [EpochBatches(entries, 64, batch, repeat, 9, rank, processes) for rank in range(processes)]
         single = EpochBatches(entries, 64, batch * processes, repeat, 9)
@@ -279,7 +279,8 @@ def test_boxes_follow_their_pixels_through_every_augmentation(tmp_path: Path) ->
     canvas[:, 40:70, 60:100] = 255
     Image.fromarray(canvas.permute(1, 2, 0).numpy()).save(tmp_path / "white.png")
     boxes, labels = torch.tensor([[60.0, 40.0, 100.0, 70.0]]), torch.tensor([4])
-    entry = Entry(0, tmp_path / "white.png", 150, 120, boxes, labels, torch.empty(0, 4), torch.empty(0), torch.empty(1))
+    none = torch.empty(0, 4), torch.empty(0), torch.empty(1)
+    entry = Entry(0, tmp_path / "white.png", 150, 120, boxes, labels, *none, "", 0)
     photo = Photo(entry.file)
     torch.manual_seed(0)
     shapes, kept = set(), 0

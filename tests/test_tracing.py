@@ -210,6 +210,7 @@ def test_gradients_that_come_many_at_once() -> None:
         assert torch.equal(many, 2 * grads)
     assert seen == [False, False, True, True]
 
+
 DIFFERENTIATED: dict[str, tuple[Callable[[Callable[[Tensor], Tensor], Tensor], object], bool]] = {
     "nothing": (lambda f, x: f(x), False),
     "autograd": (lambda f, x: f(x.requires_grad_()).sum().backward(), False),

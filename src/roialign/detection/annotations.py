@@ -36,8 +36,8 @@ class Entry(NamedTuple):
     crowds: Tensor  # [M, 4] float32: where boxes are not told apart; detections of the class are no fault there
     crowd_labels: Tensor  # [M] int64
     areas: Tensor  # [N] float32: the objects', which may be less than their boxes'
-    name: str = ""  # of the file, as the annotations have it
-    left_out: int = 0  # boxes that have no area inside the image
+    name: str  # of the file, as the annotations have it
+    left_out: int  # boxes that have no area inside the image
 
 
 class Coco(NamedTuple):
@@ -227,18 +227,20 @@ def _take(record: dict[str, Any], key: str, accept: Callable[[Any], T | None], e
 def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if abs(value) < 1e300 else math.inf  # a huge int is no float; NaN is not less either
+    try:
+        return float(value)
+    except OverflowError:  # of a huge int
+        return math.inf
 
 
 def _whole(value: Any) -> int | None:
-    """Also 7.0, which tables make of 7."""
-    number = _number(value)
-    return int(value) if number is not None and abs(number) < 2**63 and int(value) == value else None
+    """Of 64 bits; also 7.0, which tables make of 7."""
+    return int(value) if _number(value) is not None and -(2**63) <= value < 2**63 and int(value) == value else None
 
 
 def _length(value: Any) -> int | None:
     length = _whole(value)
-    return length if length is not None and 1 <= length < 2**31 else None
+    return length if length is not None and length >= 1 else None
 
 
 def _text(value: Any) -> str | None:
@@ -312,7 +314,7 @@ def _entries(
                 len(group) - len(kept) - len(crowds),
             )
         )
-    left_out = (~counts).nonzero()[:, 0].tolist()
+    left_out = (~counts).nonzero().flatten().tolist()
     return entries, {k: "bbox has no area inside its image" if finite[k] else "bbox is not finite" for k in left_out}
 
 

@@ -1,7 +1,7 @@
 """Weights to start from: another detector's, or a classifier's for the backbone.
 
-Nothing is ever unpickled. PyTorch's own ``.pth`` files, downloaded or in its cache, are read with ``weights_only=True``,
-which admits tensors only.
+Nothing is ever unpickled. PyTorch's own ``.pth`` files, downloads and what its cache has included, are read with
+``weights_only=True``, which admits tensors only.
 """
 
 from __future__ import annotations
