@@ -151,6 +151,7 @@ class Tests:
 
     def __init__(self, path: str, work: Callable[[Tests], None]) -> None:
         self.path, self.work = path, work
+        self.original = (ROOT / path).read_text("utf-8")
         self.session: Any = None
         self.items: list[pytest.Item] = []
         self.caught: Counter[str] = Counter()  # by each test
@@ -198,9 +199,9 @@ def child(mutant: Mutant, core: Core | None, folder: Path, tests: Tests) -> int:
     try:
         if core:
             replace_core(core.make(mutant.path, mutant.source, folder))
-        elif mutant.line:
+        else:
             name = mutant.path.removeprefix("src/").removesuffix(".py").replace("/", ".")
-            replace_source(name, ROOT / mutant.path, mutant.source)
+            replace_source(name, ROOT / mutant.path, mutant.source, tests.original)
     except subprocess.CalledProcessError:
         return NO_PROGRAM
     except CannotReplaceError:
@@ -287,8 +288,7 @@ def explained() -> dict[tuple[str, str, str], str]:
 
 def judge(tests: Tests, lines: list[int], options: argparse.Namespace) -> int:
     """Run one file's mutants; returns how many survivors there are that mutants.txt does not explain."""
-    path = tests.path
-    original = (ROOT / path).read_text("utf-8")
+    path, original = tests.path, tests.original
     python = path.endswith(".py")
     core = None if python else Core()
     began = time.monotonic()

@@ -19,11 +19,31 @@ class CannotReplaceError(Exception):
     """The mutant is in a place that only importing everything anew would reach."""
 
 
-def replace_source(name: str, path: Path, source: str) -> None:
-    """Let a module that is imported already run another source.
+def replace_source(name: str, path: Path, source: str, original: str) -> None:
+    """Let a module that is imported already run another source than its original.
 
-    Functions stay the objects that others hold, with other code in them; constants are replaced wherever they went.
+    Functions stay the objects that others hold, with other code in them; all else that changes is replaced wherever it
+    went, a table with what other modules have entered.
     """
+    module = sys.modules[name]
+    as_it_was = _executed(name, path, original)
+    for key, new in _executed(name, path, source).items():
+        old, was = vars(module).get(key, new), as_it_was.get(key)
+        if key.startswith("__") or new is old:
+            continue
+        if isinstance(new, type) and new.__module__ == name:
+            _replace_class(old, new, str(path))
+        elif _is_own(new, str(path)):
+            _replace_function(old, new)
+        elif not isinstance(new, PLAIN):  # nobody can say whether it is equal
+            _replace_everywhere(key, old, new)
+        elif _differs(was, new):
+            entered = {each: old[each] for each in old.keys() - was.keys()} if isinstance(old, dict) else {}
+            _replace_everywhere(key, old, {**new, **entered} if entered else new)
+
+
+def _executed(name: str, path: Path, source: str) -> dict[str, Any]:
+    """The names that a module has anew."""
     module = sys.modules[name]
     fresh = types.ModuleType(name)
     fresh.__dict__.update({key: module.__dict__.get(key) for key in ("__file__", "__package__", "__spec__")})
@@ -32,16 +52,7 @@ def replace_source(name: str, path: Path, source: str) -> None:
         exec(compile(source, str(path), "exec"), fresh.__dict__)
     finally:
         sys.modules[name] = module
-    for key, new in vars(fresh).items():
-        if key.startswith("__") or key not in vars(module):
-            continue
-        old = vars(module)[key]
-        if isinstance(new, type) and new.__module__ == name:
-            _replace_class(old, new, str(path))
-        elif _is_own(new, str(path)):
-            _replace_function(old, new)
-        elif isinstance(new, PLAIN) and _differs(old, new):
-            _replace_everywhere(key, old, new)
+    return fresh.__dict__
 
 
 def replace_core(library: Path) -> None:
