@@ -67,7 +67,7 @@ TESTS = {
     "src/roialign/detection/evaluation.py": ["test_detection_evaluation.py", "test_detection_images.py"],
     "src/roialign/detection/tiles.py": ["test_detection_images.py", "test_detection_description.py"],
     "src/roialign/detection/datasets.py": ["test_detection_annotations.py", "test_detection_images.py"],
-    "src/roialign/detection/views.py": ["test_detection_training.py"],
+    "src/roialign/detection/views.py": ["test_detection_views.py"],
     "src/roialign/detection/annotations.py": ["test_detection_annotations.py", "test_detection_mutations.py"],
     "src/roialign/detection/checkpoint.py": ["test_detection_description.py", "test_detection_model.py"],
     "src/roialign/detection/weights.py": ["test_detection_description.py", "test_detection_model.py"],

@@ -1,4 +1,4 @@
-"""Training: exact resume, several processes, what is seen in an epoch; and the command line from end to end."""
+"""Training: exact resume, several processes, the epoch that is kept; and the command line from end to end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,9 @@ from typer.testing import CliRunner
 from roialign.cli import app
 from roialign.detection import build_detector, recipe
 from roialign.detection.checkpoint import load_detector
-from roialign.detection.datasets import CocoData, Entry
+from roialign.detection.datasets import CocoData
 from roialign.detection.images import Photo
 from roialign.detection.training import LOSSES, SeededSampler, _best
-from roialign.detection.views import EpochBatches, TrainingViews, augment
 from roialign.outputs import Folder
 from roialign.samples import PHOTO_FILE, TRAIN
 
@@ -235,71 +233,6 @@ def test_losses_of_parts_weighted_by_their_samples_make_the_whole_batchs(crowns:
     shared = sum(part * count / total for part, count in zip(parts, counts, strict=True))
     torch.testing.assert_close(shared, whole, rtol=1e-6, atol=0)  # torchvision makes targets in float32
     assert not torch.allclose(sum(parts) / 2, whole, rtol=1e-4)
-
-
-def test_each_image_is_seen_once_per_epoch_over_all_processes() -> None:
-    sizes = [(50, 50), (64, 64), (128, 192), (10, 10), (64, 40), (70, 60), (60, 60)]
-    none = (torch.empty(0, 4), torch.empty(0))
-    entries = [Entry(i, Path(), w, h, *none, *none, torch.empty(0), "", 0) for i, (w, h) in enumerate(sizes)]
-    for processes, batch, repeat in ((1, 4, 1), (3, 1, 1), (4, 3, 2), (5, 2, 1)):
-        shares = [EpochBatches(entries, 64, batch, repeat, 9, rank, processes) for rank in range(processes)]
-        single = EpochBatches(entries, 64, batch * processes, repeat, 9)
-        orders = []
-        for epoch in (0, 1):
-            for share in (*shares, single):
-                share.epoch = epoch
-            steps = [list(share) for share in shares]
-            assert {len(each) for each in steps} == {len(single)}
-            seen = [view for each in steps for step in each for view in step if view.counts]
-            # 128 x 192 pixels are six crops of 64 x 64; everything else is one.
-            assert Counter(view.image for view in seen) == {i: repeat * (6 if i == 2 else 1) for i in range(len(sizes))}
-            assert len(set(seen)) == len(seen)
-            for number, together in enumerate(single):
-                parts = [view for each in steps for view in each[number] if view.counts]
-                assert sorted(parts) == sorted(together)
-            orders.append([view.image for step in single for view in step])
-        assert orders[0] != orders[1]
-
-
-def test_a_view_is_the_same_whenever_it_is_asked_for(crowns: Path) -> None:
-    data = CocoData(crowns / "crowns.json")
-    views = [view for step in EpochBatches(data.entries, 64, 2, 2, 0) for view in step]
-    first = [TrainingViews(data, 64, 0)[view] for view in views]
-    torch.manual_seed(99)
-    for sample, view in zip(reversed(first), reversed(views), strict=True):
-        again = TrainingViews(data, 64, 0)[view]
-        assert torch.equal(sample.image, again.image)
-        assert torch.equal(sample.target["boxes"], again.target["boxes"])
-    assert not torch.equal(first[0].image, TrainingViews(data, 64, 1)[views[0]].image)
-
-
-def test_boxes_follow_their_pixels_through_every_augmentation(tmp_path: Path) -> None:
-    """A white rectangle on black: wherever the view shows it, there its box is."""
-    canvas = torch.zeros(3, 120, 150, dtype=torch.uint8)
-    canvas[:, 40:70, 60:100] = 255
-    Image.fromarray(canvas.permute(1, 2, 0).numpy()).save(tmp_path / "white.png")
-    boxes, labels = torch.tensor([[60.0, 40.0, 100.0, 70.0]]), torch.tensor([4])
-    none = torch.empty(0, 4), torch.empty(0), torch.empty(1)
-    entry = Entry(0, tmp_path / "white.png", 150, 120, boxes, labels, *none, "", 0)
-    photo = Photo(entry.file)
-    torch.manual_seed(0)
-    shapes, kept = set(), 0
-    for size in (64, 256):  # smaller and larger than the photo
-        for _ in range(40):
-            image, got, labelled = augment(photo, entry, size)
-            assert image.shape == (3, size, size)
-            bright = (image.mean(0) > 0.5 * (image.mean(0).max() + image.mean(0).min())).float()
-            if size > 150:  # grey lies around the photo
-                bright = (image.mean(0) > 0.7).float()
-            if len(got) and image.max() > 0.75:
-                kept += 1
-                assert labelled.tolist() == [4]
-                shapes.add(bool(got[0, 2] - got[0, 0] > got[0, 3] - got[0, 1]))
-                rows, columns = bright.amax(1).nonzero()[:, 0], bright.amax(0).nonzero()[:, 0]
-                seen = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
-                torch.testing.assert_close(got[0], seen, atol=3.0, rtol=0)
-    assert kept > 40
-    assert shapes == {True, False}  # turned by a quarter, or not
 
 
 def test_samples_depend_on_the_image_alone() -> None:
