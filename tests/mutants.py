@@ -1,10 +1,11 @@
 """Mutation testing: change one operator, constant or word of a file, run the file's own tests, and see who notices.
 
 ``make mutants``, or ``make mutants MUTANTS="axis.py tiles.py:40 --sample 50"``. A mutant that no test notices is a
-survivor; it wants a test, or an entry in mutants.txt with the reason why it is the same program. For each file one
-process collects its tests and forks for each mutant, which is put in the place of the code it was made of: nothing on
-disk is changed, and a mutant costs little more than the tests until the first that fails; those that caught one before
-come first. Needs Linux; the C++ part also cmake and a compiler.
+survivor; it wants a test, or an entry in mutants.txt with the reason why it is the same program. What is explained
+there is run again only where its line is named. For each file one process collects its tests and forks for each mutant,
+which is put in the place of the code it was made of: nothing on disk is changed, and a mutant costs little more than
+the tests until the first that fails; those that caught one before come first. Needs Linux; the C++ part also cmake and
+a compiler.
 """
 
 from __future__ import annotations
@@ -62,7 +63,14 @@ TESTS = {
     "src/roialign/modules.py": CALLS,
     "src/roialign/levels.py": ["test_pyramid.py", "test_multiscale.py", *CALLS, "test_tracing.py", "test_recorders.py"],
     "src/roialign/pyramid.py": ["test_import.py", "test_multiscale.py", *CALLS],
-    "src/roialign/backends/reference.py": [*POOLS, "test_multiscale.py", "test_layouts_dtypes.py", "test_gradients.py"],
+    "src/roialign/backends/reference.py": [
+        "test_reference.py",
+        *POOLS,
+        "test_position_sensitive.py",
+        "test_multiscale.py",
+        "test_layouts_dtypes.py",
+        "test_gradients.py",
+    ],
     "src/roialign/backends/tracing.py": ["test_tracing.py"],
     "src/roialign/detection/evaluation.py": ["test_detection_evaluation.py", "test_detection_images.py"],
     "src/roialign/detection/tiles.py": ["test_detection_images.py", "test_detection_description.py"],
@@ -301,10 +309,10 @@ def judge(tests: Tests, lines: list[int], options: argparse.Namespace) -> int:
     known = explained()
     if stale := {key for key in known if key[0] == path} - {(path, each.before, each.after) for each in mutants}:
         print(*(f"{SAME.name}: no such mutant any more: {key}" for key in sorted(stale)), sep="\n")
-    todo = [each for each in mutants if not lines or each.line in lines]
+    todo = [each for each in mutants if each.line in lines or not (lines or (path, each.before, each.after) in known)]
+    counts = Counter({} if lines else {"explained": len(mutants) - len(todo)})
     if options.sample and options.sample < len(todo):
         todo = random.Random(options.seed).sample(todo, options.sample)
-    counts = Counter[str]()
     with (OUT / f"{Path(path).name}.txt").open("w", encoding="utf-8") as log:
 
         def report(mutant: Mutant, result: str, _: float) -> None:
