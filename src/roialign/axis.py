@@ -4,17 +4,17 @@ A box is pooled by two small matrices, one per axis::
 
     out[k, c] = Ay[k] @ input[n_k, c] @ Ax[k].T        Ay: [PH, H], Ax: [PW, W]
 
-This file makes those matrices. It is the only place that knows where a sample lies and what it weighs; backends,
-figures and tests all read the rules here. It handles D-dimensional boxes by being called once per axis.
+This file makes those matrices. It alone knows where a sample lies and what it weighs; backends, figures and tests all
+read the rules here. It handles D-dimensional boxes by being called once per axis.
 
-Shapes: ``K`` boxes, ``P`` bins along the axis, ``L`` cells of the feature map along the axis. Positions and lengths
-are in cells of the feature map; cell ``j`` has its centre at position ``j``. Everything is differentiable with respect
-to the box's two edges and has static shapes, so it can be traced, exported and vmapped.
+Shapes: ``K`` boxes, ``P`` bins and ``L`` cells of the feature map along the axis. Positions and lengths are in cells of
+the feature map; cell ``j`` has its centre at position ``j``. Everything is differentiable with respect to the box's two
+edges and has static shapes, so it can be traced, exported and vmapped.
 
-Sources: RoIAlign, He et al., "Mask R-CNN", https://arxiv.org/abs/1703.06870, section 3; exact integration,
-Jiang et al., "Acquisition of Localization Confidence", https://arxiv.org/abs/1807.11590, equation 5; RoIPool,
-Girshick, "Fast R-CNN", https://arxiv.org/abs/1504.08083, section 2.1. Writing pooling as two dense matrix products
-is known from TPUs (scenic's ``roi_align.py`` by Yuxin Wu, and tensorflow/tpu's ``spatial_transform_ops.py``).
+Sources: RoIAlign, He et al., "Mask R-CNN", https://arxiv.org/abs/1703.06870, section 3; integration, Jiang et al.,
+"Acquisition of Localization Confidence", https://arxiv.org/abs/1807.11590, equation 5; RoIPool, Girshick, "Fast R-CNN",
+https://arxiv.org/abs/1504.08083, section 2.1. Two dense products are known from TPUs (Yuxin Wu's ``roi_align.py`` in
+scenic, tensorflow/tpu's ``spatial_transform_ops.py``).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Window(NamedTuple):
 
 def fits_float32(lo: Tensor, hi: Tensor, scale: float, length: int, sampling_ratio: int) -> Tensor:
     """``[K]`` bool: positions of the box along this axis can be computed in float32; otherwise they are in float64."""
-    # As tensors, since a length may be a symbol, which must not decide anything while it is traced.
+    # As tensors: a length may be a symbol, which must not decide anything while it is traced.
     numbers = (lo * scale).abs(), (hi * scale).abs(), torch.full_like(lo, length), torch.full_like(lo, sampling_ratio)
     return torch.stack(numbers).amax(0) <= FLOAT_CELLS
 
@@ -77,8 +77,7 @@ def _cut(size: Tensor, bins: int, sampling_ratio: int, aligned: bool) -> Window:
 
 
 def _shared(size: Tensor, bins: int) -> Tensor:
-    """``size / bins``, rounded once: on a GPU PyTorch multiplies by the rounded inverse of a plain number."""
-    return size / torch.full_like(size, bins)
+    return size / torch.full_like(size, bins)  # by a plain number a GPU would multiply by its rounded inverse
 
 
 def moved_window(lo: Tensor, hi: Tensor, shift: Tensor, index: Tensor, bins: int, scale: float, ratio: int) -> Window:
@@ -385,10 +384,8 @@ def _first_samples(window: Window, bins: int, length: int) -> Tensor:
         at = position(middle)
         lies_before = (at < edges) | (is_last & (at == edges))
         searching = (low < middle) & (middle < high)
-        low, high = (
-            torch.where(searching & lies_before, middle, low),
-            torch.where(searching & ~lies_before, middle, high),
-        )
+        low = torch.where(searching & lies_before, middle, low)
+        high = torch.where(searching & ~lies_before, middle, high)
     return high
 
 
