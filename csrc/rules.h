@@ -21,6 +21,7 @@ struct Taps {
   double least = 0;  // weights up to this one are 0 in the kernels' type
 
   size_t rows() const { return begin.size() - 1; }
+  int32_t in_row(size_t row) const { return begin[row + 1] - begin[row]; }
   void start(bool with_derivative, double least_) {
     derivative = with_derivative;
     least = least_;
@@ -92,9 +93,9 @@ inline double before(double i) { return std::min(i - 1, i * (1 - 0x1p-53)); }
 // Sample positions of one axis of one box: P bins of `grid` samples each.
 template <class T>
 struct Samples {
-  T start = 0, size = 0, bin = 0, grid = 0;
+  T start, size, bin, grid;
   double scale = 1;
-  int32_t bins = 0, length = 0;
+  int32_t bins, length;
   bool derivative = false;              // of the weights, wanted
   bool finite = false, resizes = true;  // resizes: the size follows the box edges (it was not forced to one pixel)
 
@@ -104,7 +105,7 @@ struct Samples {
     start = lo * factor - offset;
     const T end = hi * factor - offset;
     size = end - start;
-    finite = std::isfinite(lo) && std::isfinite(hi) && std::isfinite(start) && std::isfinite(size);
+    finite = std::isfinite(start) && std::isfinite(size);  // and so are lo and hi
     if (!aligned) {
       resizes = size > T(1);
       size = std::max(size, T(1));
@@ -159,11 +160,11 @@ struct Samples {
   }
 };
 
-// Whether an axis has samples whose weight counts: of more than 2^50 of an adaptive grid those on the map weigh
-// nothing, and no double tells them apart.
+// Whether the samples of an axis count: of more than 2^50 of an adaptive grid those on the map weigh nothing, and no
+// double tells them apart.
 template <class T>
 bool counts(const Samples<T>& axis, int64_t ratio) {
-  return axis.grid > 0 && (ratio > 0 || static_cast<double>(axis.grid) * axis.bins < 0x1p50);
+  return ratio > 0 || static_cast<double>(axis.grid) * axis.bins < 0x1p50;
 }
 
 // Where one sample falls: cell j, and the fraction towards j + 1.
@@ -177,7 +178,7 @@ struct Spot {
   Spot(T s, int32_t length) {
     const T top = static_cast<T>(length - 1);
     const T clamped = std::min(std::max(s, T(0)), top);
-    cell = std::min(static_cast<int32_t>(clamped), length - 1);
+    cell = static_cast<int32_t>(clamped);
     last = cell == length - 1;
     slopes = s >= T(0) && !last;
     fraction = clamped - static_cast<T>(cell);
@@ -218,8 +219,7 @@ void for_each_cell(const Samples<T>& axis, int32_t p, Visit&& visit) {
   while (i < end) {
     const T s = axis.sorted_at(p, i);
     double next = end;
-    if (s < static_cast<T>(axis.length - 1))
-      next = axis.first_from(p, i, end, s < T(0) ? T(0) : std::floor(s) + T(1), false);
+    if (s < static_cast<T>(axis.length - 1)) next = axis.first_from(p, i, end, std::floor(s) + T(1), false);
     visit(i, next);
     i = next;
   }
@@ -299,15 +299,14 @@ inline void one_cell(Taps& taps, bool grouped, bool derivative) {
 // so for the longest and the shortest bin, derivative included. False if not finite.
 inline bool integral_taps(Taps& taps, double lo, double hi, double scale, int32_t bins, int32_t length) {
   const double start = lo * scale, raw = hi * scale - start;
-  if (!std::isfinite(lo) || !std::isfinite(hi) || !std::isfinite(start) || !std::isfinite(raw)) return false;
-  const double bin = std::max(raw, 0.0) / bins;
+  if (!std::isfinite(start) || !std::isfinite(raw)) return false;
+  const double bin = raw / bins;
   for (int32_t p = 0; p < bins; ++p, taps.end_row()) {
-    if (!(bin > 0)) continue;
-    const double from = start + p * bin, end = std::min(std::floor(from + bin), length - 1.0);
+    const double from = start + p * bin, end = std::min(from + bin, length - 1.0);
     for (double k = std::max(std::floor(from), -1.0); k <= end; ++k) {
       const double skipped = std::max(k - from, 0.0);  // of the bin, before cell k's centre
       const double piece = std::min({1.0, bin, k + 1 - from, bin - (k - from)});
-      if (!(piece > 0)) continue;
+      if (!(piece > 0)) continue;  // as in every bin without area
       const double share = piece / bin, middle = std::max(from - k, 0.0) + piece / 2;
       const double along = (p + (skipped + piece / 2) / bin) / bins;  // of the box
       const double moved_lo = scale * share * (1 - along), moved_hi = scale * share * along;
@@ -325,7 +324,7 @@ template <class T>
 bool cell_taps(Taps& taps, T lo, T hi, double scale, int32_t bins, int32_t length, bool mean) {
   const T first = std::round(lo * static_cast<T>(scale)), last = std::round(hi * static_cast<T>(scale));
   const T span = last - first, size = std::max(span + (mean ? T(0) : T(1)), T(1));
-  if (!std::isfinite(lo) || !std::isfinite(hi) || !std::isfinite(first) || !std::isfinite(span)) return false;
+  if (!std::isfinite(first) || !std::isfinite(span)) return false;
   const T bin = size / static_cast<T>(bins), top = static_cast<T>(mean ? length - 1 : length);
   for (int32_t p = 0; p < bins; ++p, taps.end_row()) {
     const T from = std::floor(static_cast<T>(p) * bin) + first, to = std::ceil(static_cast<T>(p + 1) * bin) + first;

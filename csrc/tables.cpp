@@ -126,13 +126,12 @@ class Compactor {
   // which would turn an infinity into a NaN.
   void copy_rows(const Taps& taps, Axis<A>& axis, bool pad) {
     const size_t rows = taps.rows();
-    int32_t fewest = rows ? INT32_MAX : 0, most = 0;
-    for (size_t r = 0; r < rows; ++r) {
-      const int32_t n = taps.begin[r + 1] - taps.begin[r];
-      fewest = std::min(fewest, n);
-      most = std::max(most, n);
+    int32_t fewest = INT32_MAX, most = 0;  // of no rows, if they are not padded
+    for (size_t r = 0; pad && r < rows; ++r) {
+      fewest = std::min(fewest, taps.in_row(r));
+      most = std::max(most, taps.in_row(r));
     }
-    if (pad && fewest >= 1 && most <= 4) axis.uniform = most;
+    if (fewest >= 1 && most <= 4) axis.uniform = most;
     const size_t count = axis.uniform ? rows * static_cast<size_t>(axis.uniform) : taps.index.size();
     int32_t* begin = arena_.take<int32_t>(rows + 1);
     int32_t* index = arena_.take<int32_t>(count);
@@ -142,7 +141,7 @@ class Compactor {
     int32_t to = 0;
     for (size_t r = 0; r < rows; ++r) {
       begin[r] = to;
-      const int32_t n = taps.begin[r + 1] - taps.begin[r];
+      const int32_t n = taps.in_row(r);
       const int32_t length = axis.uniform ? axis.uniform : n;
       for (int32_t i = 0; i < length; ++i, ++to) {
         const auto t = static_cast<size_t>(taps.begin[r] + std::min(i, n - 1));
