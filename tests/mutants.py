@@ -81,7 +81,7 @@ TESTS = {
     "src/roialign/detection/checkpoint.py": ["test_detection_description.py", "test_detection_model.py"],
     "src/roialign/detection/weights.py": ["test_detection_description.py", "test_detection_model.py"],
     "csrc/rules.h": [*POOLS, "test_gradients.py"],
-    "csrc/tables.cpp": [*POOLS, "test_gradients.py", "test_layouts_dtypes.py"],
+    "csrc/tables.cpp": [*POOLS, "test_gradients.py", "test_layouts_dtypes.py", "test_core.py::test_tables_take_little"],
 }
 # What runs in a process of its own would run the original; the others are long and find no more.
 SKIP = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -134,3 +136,22 @@ def test_more_boxes_than_tables_exist_at_a_time(channels_last: bool) -> None:
     (expected,) = torch.autograd.grad(few, map, grad)
     (actual,) = torch.autograd.grad(many, map, grad.repeat(8000, 1, 1, 1))
     torch.testing.assert_close(actual, 8000 * expected, rtol=1e-10, atol=1e-7)
+
+
+TABLES = """
+import resource, torch, roialign
+torch.set_num_threads(1)
+map = torch.rand(1, 1, 8, 8, requires_grad=True)
+boxes = torch.tensor([[0, 1.0, 1, 6, 6]]).repeat(4000, 1)
+roialign.roi_align(map, boxes[:9], 7, 1.0, 2).sum().backward()
+with open("/proc/self/status") as status:
+    used = next(int(line.split()[1]) for line in status if line.startswith("VmData"))
+resource.setrlimit(resource.RLIMIT_DATA, ((used << 10) + (64 << 20),) * 2)
+roialign.roi_align(map, boxes, 7, 1.0, 2).sum().backward()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: its limit on memory, and how much is in use")
+def test_tables_take_little() -> None:
+    """In 64 MB there are 16 KB for each box, some ten times what its tables take."""
+    run_python(TABLES, "native")

@@ -67,6 +67,20 @@ def test_the_end_of_a_long_map_is_pooled_as_that_end_alone(name: str, tall: bool
     torch.testing.assert_close(pooled, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.skipif(not backends.available()["native"].ready, reason="needs the compiled core")
+def test_a_box_over_all_of_a_long_map() -> None:
+    """Two bins of a line that counts, each worth its centre. A cell weighs one of the bin's, or half of one at an end.
+    No other test has tables as long."""
+    last = 2**18 - 1
+    map = torch.arange(last + 1.0, dtype=torch.float64)[None, None].requires_grad_()
+    with backends.use("native"):
+        pooled = prroi_pool(map, rows((0, last)), 2)
+        (grad,) = torch.autograd.grad(pooled.sum(), map)
+    assert pooled.flatten().tolist() == pytest.approx([last / 4, 3 * last / 4], rel=1e-10)
+    assert grad[0, 0, [0, 1, -2, -1]].tolist() == pytest.approx([1 / last, 2 / last, 2 / last, 1 / last], rel=1e-9)
+    assert grad.sum().item() == pytest.approx(2, rel=1e-10)
+
+
 def test_roi_align_ends_on_a_long_map() -> None:
     """Bins [-4, -1] and [-1, 2] about cell 2**24 of a map that counts from there."""
     code = f"""
