@@ -225,6 +225,15 @@ def test_a_list_of_boxes_is_the_same_as_rows(name: str, rank: int) -> None:
     torch.testing.assert_close(POOLS[name](input, by_image(rois, 2), 2), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("name", POOLS)
+def test_what_lies_behind_the_boxes_is_not_read(name: str, rank: int) -> None:
+    """Of a longer tensor, in whose next row there is no number."""
+    input, rois = random_call(rank, seed=9)
+    memory = torch.cat([rois, torch.full_like(rois, torch.nan)])
+    torch.testing.assert_close(POOLS[name](input, memory[: len(rois)], 2), POOLS[name](input, rois, 2), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize("name", POOLS)
 def test_ties_go_to_the_first_in_order(name: str, rank: int) -> None:
