@@ -122,6 +122,15 @@ def test_at_a_cells_centre_the_slope_is_the_right_hand_one(backend: str) -> None
             assert found == pytest.approx([expected / 2, 0, expected / 2, 0])
 
 
+def test_at_a_cells_centre_a_box_of_one_cell_has_the_right_hand_slope(backend: str) -> None:
+    """Its size is constant, so all of the slope is the lower edge's."""
+    assert backend in backends.available()
+    map = torch.tensor([0.0, 1, 10, 100], dtype=torch.float64).reshape(1, 1, 1, 4)
+    for mode in ("avg", "max"):
+        boxes = rows((0.5, 0, 1.5, 1)).requires_grad_()
+        assert slope(roi_align(map, boxes, 1, 1.0, 1, mode=mode), boxes) == [9, 0, 0, 0]
+
+
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_a_cell_without_weight_counts_nothing(backend: str, value: float) -> None:
     """One sample, exactly on cell (2, 2): output, and the gradients to map and box, know nothing of its neighbours."""

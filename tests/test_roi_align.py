@@ -145,11 +145,25 @@ def test_many_samples_rounded_onto_a_border(dtype: torch.dtype, mode: str) -> No
     assert_pooled(actual, oracle.roi_align(input, rois, *arguments, mode), input)
 
 
-def test_a_maximum_with_samples_outside_is_not_negative() -> None:
+@pytest.mark.parametrize(
+    ("box", "ratio", "expected"),
+    [
+        ((1, 1, 3, 3), 4, -3),
+        ((2, 1, 9, 3), 4, 0),
+        ((0, 1, 3.9, 3), 20, -3),
+        ((-1.15, 1, 3, 3), 20, 0),  # one sample at -1.05, the next at -0.84
+        ((-1.9, 1, 3, 3), 20, 0),  # some between -2 and -1
+        ((1, 1, 4.15, 3), 20, 0),  # one at 4.07, the one before at 3.91
+        ((3.9, 1, 0.5, 3), 20, -3),  # inverted, and so aligned
+        ((4.65, 1, 1.5, 3), 20, 0),  # the first at 4.07
+    ],
+)
+def test_a_maximum_with_samples_outside_is_not_negative(box: tuple[float, ...], ratio: int, expected: float) -> None:
     """A sample outside counts 0 and so beats every negative value; with all samples inside it cannot."""
     negative = torch.full((1, 1, 4, 4), -3.0)
-    pooled = roi_align(negative, rows((1, 1, 3, 3), (2, 1, 9, 3)), 1, 1.0, 4, mode="max")
-    assert_pooled(pooled.flatten(), torch.tensor([-3.0, 0.0]), negative)
+    inverted = box[2] < box[0]
+    pooled = roi_align(negative, rows(box), 1, 1.0, ratio, aligned=inverted, mode="max")
+    assert_pooled(pooled.flatten(), torch.tensor([float(expected)]), negative)
 
 
 @pytest.mark.parametrize("side", [8.0, 1e9])
