@@ -147,6 +147,19 @@ def test_a_cell_without_weight_counts_nothing(backend: str, value: float) -> Non
         assert to_boxes.isfinite().all()
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_before_the_first_centre_there_is_no_slope(backend: str, value: float) -> None:
+    """One sample at (-0.5, -0.5), which is cell (0, 0): its neighbours have neither weight nor slope."""
+    assert backend in backends.available()
+    map = torch.full((1, 1, 4, 4), value, dtype=torch.float64)
+    map[0, 0, 0, 0] = 7
+    for mode in ("avg", "max"):
+        boxes = rows((-1, -1, 0, 0)).requires_grad_()
+        pooled = roi_align(map, boxes, 1, sampling_ratio=1, mode=mode)
+        assert pooled.item() == 7
+        assert slope(pooled, boxes) == [0] * 4
+
+
 def test_the_gradient_to_a_cell_is_its_weight_whatever_it_holds(backend: str) -> None:
     assert backend in backends.available()
     for value in (0, math.inf, math.nan):
