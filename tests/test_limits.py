@@ -68,7 +68,7 @@ def test_the_end_of_a_long_map_is_pooled_as_that_end_alone(name: str, tall: bool
 
 
 @pytest.mark.skipif(not backends.available()["native"].ready, reason="needs the compiled core")
-def test_a_box_over_all_of_a_long_map() -> None:
+def test_a_box_over_all_of_a_line() -> None:
     """Two bins of a line that counts, each worth its centre. A cell weighs one of the bin's, or half of one at an end.
     No other test has tables as long."""
     last = 2**18 - 1
