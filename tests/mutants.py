@@ -1,7 +1,7 @@
 """Mutation testing: change one operator, constant or word of a file, run the file's own tests, and see who notices.
 
 ``make mutants``, or ``make mutants MUTANTS="axis.py tiles.py:40 --sample 50"``. A mutant that no test notices is a
-survivor; it wants a test, or an entry in mutants.txt with the reason why it is the same program. What is explained
+survivor; it wants a test, or an entry in mutants*.txt with the reason why it is the same program. What is explained
 there is run again only where its line is named. For each file one process collects its tests and forks for each mutant,
 which is put in the place of the code it was made of: nothing on disk is changed, and a mutant costs little more than
 the tests until the first that fails; those that caught one before come first. Needs Linux; the C++ part also cmake and
@@ -38,7 +38,7 @@ from mutations import Mutant, cpp_mutants, python_mutants
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "build" / "mutants"
-SAME = ROOT / "tests" / "mutants.txt"
+SAME = sorted((ROOT / "tests").glob("mutants*.txt"))
 LOG = OUT / "last.log"  # what the tests printed last
 JOBS = 2
 EXAMPLES = 25  # of each of hypothesis's tests
@@ -285,9 +285,9 @@ def kill_group(pid: int) -> None:
 
 
 def explained() -> dict[tuple[str, str, str], str]:
-    """mutants.txt: blocks of a file's name, pairs of lines ``- before`` and ``+ after``, and the reason."""
+    """mutants*.txt: blocks of a file's name, pairs of lines ``- before`` and ``+ after``, and the reason."""
     reasons = {}
-    for block in re.split(r"\n\s*\n", SAME.read_text("utf-8")):
+    for block in re.split(r"\n\s*\n", "\n\n".join(each.read_text("utf-8") for each in SAME)):
         lines = [line for line in block.splitlines() if line and not line.startswith("#")]
         if not lines:
             continue
@@ -295,13 +295,13 @@ def explained() -> dict[tuple[str, str, str], str]:
         before = [line[2:].strip() for line in lines if line.startswith("- ")]
         after = [line[2:].strip() for line in lines if line.startswith("+ ")]
         if path not in TESTS or not why or len(before) != len(after) or not before:
-            raise ValueError(f"{SAME.name}: expected a file, pairs of - and + lines, and a reason; got\n{block}")
+            raise ValueError(f"mutants*.txt: expected a file, pairs of - and + lines, and a reason; got\n{block}")
         reasons |= {(path, old, new): why for old, new in zip(before, after, strict=True)}
     return reasons
 
 
 def judge(tests: Tests, lines: list[int], options: argparse.Namespace) -> int:
-    """Run one file's mutants; returns how many survivors there are that mutants.txt does not explain."""
+    """Run one file's mutants; returns how many survivors there are that mutants*.txt do not explain."""
     path, original = tests.path, tests.original
     python = path.endswith(".py")
     core = None if python else Core()
@@ -313,7 +313,7 @@ def judge(tests: Tests, lines: list[int], options: argparse.Namespace) -> int:
     mutants = list((python_mutants if python else cpp_mutants)(path, original))
     known = explained()
     if stale := {key for key in known if key[0] == path} - {(path, each.before, each.after) for each in mutants}:
-        print(*(f"{SAME.name}: no such mutant any more: {key}" for key in sorted(stale)), sep="\n")
+        print(*(f"mutants*.txt: no such mutant any more: {key}" for key in sorted(stale)), sep="\n")
     todo = [each for each in mutants if each.line in lines or not (lines or (path, each.before, each.after) in known)]
     counts = Counter({} if lines else {"explained": len(mutants) - len(todo)})
     if options.sample and options.sample < len(todo):
