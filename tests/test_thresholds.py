@@ -29,7 +29,7 @@ def test_a_weight_that_float32_rounds_to_zero_counts_nothing(backend: str, share
     ("length", "ratio", "expected"),
     [(FLOAT_CELLS, 4, 0.25), (FLOAT_CELLS + 1, 4, 0), (4, FLOAT_CELLS, 0.25), (4, FLOAT_CELLS + 1, 0)],
 )
-def test_float32_positions_end_with_a_long_map_or_grid(length: int, ratio: int, expected: float) -> None:
+def test_float32_positions_end_with_the_length_or_the_grid(length: int, ratio: int, expected: float) -> None:
     """Samples from -1 - 2**-22 to -1, which float32 has in two steps: it rounds the last quarter of them onto the
     border, which is inside, and float64 none."""
     ones = torch.ones(1).expand(1, 1, length)
