@@ -46,10 +46,14 @@ CASES = {
 }
 
 
-def answer(library: str, case: str) -> str:
+def program(library: str, case: str) -> str:
     lines = [line.strip() for line in case.strip().splitlines()]
-    program = SETUP.format(library=library) + "\n".join(lines)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    return SETUP.format(library=library) + "\n".join(lines)
+
+
+def answer(library: str, case: str) -> str:
+    command = [sys.executable, "-c", program(library, case)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode < 0:
         return f"the process dies of signal {-done.returncode}"
     text = done.stdout if done.returncode == 0 else done.stderr.strip().splitlines()[-1]

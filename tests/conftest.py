@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import roialign
+from helpers import READY
 from pages import Open, State
 
 collect_ignore = ["mutants.py"]  # a program, for Linux
@@ -22,10 +24,12 @@ collect_ignore = ["mutants.py"]  # a program, for Linux
 CACHE = Path(__file__).parents[1] / "build" / "inductor" / torch.backends.cpu.get_cpu_capability().lower()
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
 
+# Workers of pytest-xdist share the cores: threads that wait for each other keep them from the other workers' tests.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
 # Triton's interpreter runs the GPU's kernels on a CPU, slowly. ``make test`` has a run of its own for it.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-READY = [name for name, status in roialign.backends.available().items() if status.ready]
 
 hypothesis.settings.register_profile(
     "roialign",
@@ -37,6 +41,12 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("roialign")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: it is not gone through again whenever garbage is collected."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=READY)

@@ -8,8 +8,21 @@ import sys
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
 import torch
 from torch import Tensor
+
+import roialign
+
+READY = [name for name, status in roialign.backends.available().items() if status.ready]
+
+# For tests on a backend each: `make test` leaves the reference out, whose graphs take a compiler many times as long as
+# the one operator of the others.
+reference_is_slow = pytest.mark.parametrize(
+    "backend",
+    [pytest.param(name, marks=pytest.mark.slow if name == "reference" else ()) for name in READY],
+    indirect=True,
+)
 
 # Forward error allowed per unit of the map's magnitude: the bounds, and one rounding for the half types.
 RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}

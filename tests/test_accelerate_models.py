@@ -141,18 +141,18 @@ def test_detectors_train_and_detect_the_same(name: str) -> None:
 
 
 def test_a_detectors_float32_gradients() -> None:
-    """To 1e-4 of each layer's largest.
+    """To 5e-5 of each layer's largest.
 
     Proposals and samples are chosen before anything is pooled, so only rounding differs: 2**-24 a step, through about
-    a hundred layers forth and back, which is 1e-5 where none cancels it. Measured were 4e-6.
+    forty layers forth and back, which is 5e-6 where none cancels it. Measured were 1e-6.
     """
     torch.manual_seed(0)
-    model = detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4, **SMALL)
+    model = DETECTORS["resnet18"]()
     _, expected = training_step(copy.deepcopy(model), torch.float32)
     with roialign.accelerate():
         _, actual = training_step(model, torch.float32)
     for name, grad in expected.items():
-        torch.testing.assert_close(actual[name], grad, rtol=0, atol=1e-4 * float(grad.abs().max()))
+        torch.testing.assert_close(actual[name], grad, rtol=0, atol=5e-5 * float(grad.abs().max()))
 
 
 # Models that were compiled or scripted before.
@@ -170,7 +170,7 @@ class Head(nn.Module):
         return torchvision.ops.roi_align(self.conv(input), rois, (3, 3), 0.7, 2)
 
 
-@pytest.mark.parametrize("how", ["aot_eager", "inductor", "script"])
+@pytest.mark.parametrize("how", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow), "script"])
 def test_a_model_made_before_the_call(how: str) -> None:
     """The same numbers forward and backward without a new graph, and our kernel: an index without image is an error."""
     torch._dynamo.reset()

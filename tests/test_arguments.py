@@ -57,8 +57,7 @@ def test_true_and_false_in_every_form() -> None:
     assert RoIAlign(2, 1.0, 2, aligned=np.bool_(True)).aligned is True  # so that repr and state are Python's
 
 
-@pytest.mark.usefixtures("backend")
-def test_the_largest_numbers() -> None:
+def test_the_largest_numbers(backend: str) -> None:
     """An answer up to the limits. A ramp's mean under a box is its value in the middle, whatever the ratio."""
     ramp = torch.arange(8.0).expand(1, 1, 8, 8)
     box = torch.tensor([[0, 1.0, 1, 6, 6]])
@@ -67,7 +66,8 @@ def test_the_largest_numbers() -> None:
     long = roi_align(torch.ones(1, 1, 2, 2), torch.tensor([[0.0, 0, 0, 1, 1]]), (2**16, 1), 1.0, 2)
     assert long.shape == (1, 1, 2**16, 1)
     assert bool((long == 1).all())
-    assert roi_align(ramp, box[:0], 2**24).shape == (0, 1, 2**24, 2**24)
+    bins = 2**24 if backend == "native" else 2**20  # the reference keeps some numbers of each: a gigabyte for 2**24
+    assert roi_align(ramp, box[:0], bins).shape == (0, 1, bins, bins)
     assert roi_align(ramp, box, 1, 1.0, -(2**70)).shape == (1, 1, 1, 1)  # adaptive, as every negative ratio
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from helpers import as_rotated, assert_pooled, for_bins, generic_case
+from helpers import as_rotated, assert_pooled, for_bins, generic_case, reference_is_slow
 from roialign import (
     MultiScaleRoIAlign,
     deform_roi_pool,
@@ -56,6 +56,7 @@ def boxes(count: int) -> Tensor:
     return rois[torch.arange(count) % len(rois)] + nn.functional.pad(moved, (1, 0))
 
 
+@reference_is_slow
 @pytest.mark.parametrize(
     "name",
     ["avg", "max fixed", "prroi", "pool", "ps_align", "ps_pool", "line", "volume", "rotated", "deform"],

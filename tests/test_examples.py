@@ -37,6 +37,7 @@ def test_simple_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert "torch.Size([1, 1, 2, 2])" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_faster_rcnn_example(capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     scope = runpy.run_path(str(ROOT / "examples" / "faster_rcnn.py"))
@@ -45,17 +46,27 @@ def test_faster_rcnn_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert "boxes from a model" in capsys.readouterr().out
 
 
-def test_what_differs_example_still_differs_in_our_favour() -> None:
-    answer = runpy.run_path(str(ROOT / "examples" / "what_differs.py"))["answer"]
-    cases = runpy.run_path(str(ROOT / "examples" / "what_differs.py"))["CASES"]
+def test_what_differs_example_still_differs_in_our_favour(capsys: pytest.CaptureFixture[str]) -> None:
+    scope = runpy.run_path(str(ROOT / "examples" / "what_differs.py"))
+    cases = scope["CASES"]
+
+    def ours(name: str) -> str:
+        """The answer in this process: ours does not die."""
+        try:
+            exec(scope["program"]("roialign", cases[name]), {})
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return capsys.readouterr().out.strip()
+
     telling = [name for name in cases if name.startswith(("batch", "NaN", "infinite", "float16", "pyramid: level"))]
-    assert len(telling) == 6  # a process each; the others' values are tested elsewhere
-    ours = {name: answer("roialign", cases[name]) for name in telling}
-    assert ours["batch index 7 of 1 image"].startswith("IndexError: boxes: row 0 has batch index 7")
-    assert ours["NaN in a box"] == "tensor([[[[nan]]]])"
-    assert ours["float16: ones under a 512-pixel box"] == "1.0"
-    assert ours["pyramid: level misspelt"] == "ValueError: x: has no level 'p3'; it has ['0', '1']"
-    assert not any("the process dies" in text for text in ours.values())
+    assert len(telling) == 6  # the others' values are tested elsewhere
+    answers = {name: ours(name) for name in telling}
+    assert answers["batch index 7 of 1 image"].startswith("IndexError: boxes: row 0 has batch index 7")
+    assert answers["NaN in a box"] == "tensor([[[[nan]]]])"
+    assert answers["float16: ones under a 512-pixel box"] == "1.0"
+    assert answers["pyramid: level misspelt"] == "ValueError: x: has no level 'p3'; it has ['0', '1']"
+    for name in telling[0], "NaN in a box":  # an error and a number, as the example comes by them
+        assert scope["answer"]("roialign", cases[name]) == answers[name]
 
 
 def test_demo_draws_every_crown_and_tells_where(tmp_path: Path) -> None:
