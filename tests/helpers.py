@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import TypeVar
 
 import pytest
 import torch
 from torch import Tensor
 
+import forked
 import roialign
 
 READY = [name for name, status in roialign.backends.available().items() if status.ready]
@@ -91,12 +88,8 @@ def generic_case(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Ten
     return input, boxes
 
 
-def run_python(code: str, backend: str, *arguments: str, timeout: float = 240) -> str:
+def run_python(code: str, backend: str, *arguments: str, timeout: int = 240) -> str:
     """Run code in a Python of its own, so that a crash is a failed test and not the end of the run; its output."""
-    env = {**os.environ, "ROIALIGN_BACKEND": backend, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), *sys.path]))
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=env, capture_output=True, text=True, timeout=timeout, check=False
-    )
-    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    status, said, complained = forked.run(code, arguments, {"ROIALIGN_BACKEND": backend}, timeout)
+    assert status == 0, f"exit status {status}\n{said}\n{complained}"
+    return said

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
+import forked
 import roialign
 from helpers import assert_pooled, generic_case, run_python
 from roialign import backends
@@ -82,10 +79,9 @@ def test_environment_forces_a_backend(backend: str) -> None:
 def test_environment_with_an_unknown_backend(name: str) -> None:
     """An error that names the value and the choices, on import or on the first call."""
     code = "import torch, roialign\nroialign.roi_align(torch.ones(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 2, 2]]), 1)\n"
-    env = {**os.environ, "ROIALIGN_BACKEND": name, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
+    status, _, complained = forked.run(code, more={"ROIALIGN_BACKEND": name})
+    assert status == 1
+    last = complained.strip().splitlines()[-1]
     assert last.startswith("ValueError")
     assert name in last
     assert "'reference'" in last
