@@ -76,6 +76,7 @@ def test_compiled_forward_and_backward(name: str) -> None:
         torch.testing.assert_close(actual_grads, expected_grads, rtol=1e-4, atol=1e-4)
 
 
+@reference_is_slow
 @pytest.mark.parametrize("name", POOLS)
 def test_a_new_number_of_boxes_is_no_new_graph(name: str) -> None:
     counter = CompileCounterWithBackend("eager")
@@ -158,6 +159,7 @@ def test_export_with_a_dynamic_map() -> None:
     assert_pooled(program.module()(larger, boxes(7)), POOLS["avg"](larger, boxes(7)), larger)
 
 
+@reference_is_slow
 @pytest.mark.parametrize("name", ["avg", "max fixed", "prroi", "pool", "ps_align", "ps_pool", "rotated", "deform"])
 def test_a_wrong_box_in_compiled_code_too(name: str) -> None:
     """An index that names no image raises, a box that is not finite gives NaN, and the graph serves on."""

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from torch import nn
 
+from helpers import run_python
+
 HEAVY = ("torchvision", "matplotlib", "typer", "rich", "PIL", "onnx", "onnxruntime", "hypothesis")
 
 
@@ -32,7 +34,7 @@ def test_what_import_loads() -> None:
         "import roialign\n"
         "print(json.dumps([sorted(before), sorted(set(sys.modules) - before)]))\n"
     )
-    before, new = json.loads(python("-c", code).stdout)
+    before, new = json.loads(run_python(code, ""))
     assert not {name.split(".")[0] for name in new} & set(HEAVY)
     foreign = {name.split(".")[0] for name in new} - set(sys.stdlib_module_names) - {"roialign", "torch"}
     assert not foreign, foreign
@@ -57,7 +59,7 @@ def test_optional_libraries_are_not_needed() -> None:
         "for name in roialign.__all__: getattr(roialign, name)\n"
         "print(roialign.RoIAlign(1, 1.0, 2)(torch.ones(1, 1, 4, 4), [torch.tensor([[0.0, 0, 2, 2]])]).item())\n"
     )
-    assert python("-c", code).stdout.strip() == "1.0"
+    assert run_python(code, "").strip() == "1.0"
 
 
 def test_the_command_line_needs_little() -> None:
@@ -69,18 +71,20 @@ def test_the_command_line_needs_little() -> None:
         "from roialign.cli import app\n"
         "print(CliRunner().invoke(app, ['train', '--help']).output)\n"
     )
-    assert "--val-split" in python("-c", code).stdout
+    assert "--val-split" in run_python(code, "")
 
 
 def test_warnings_as_errors() -> None:
     """Importing and calling warns of nothing."""
     code = (
+        "import warnings\n"
+        "warnings.simplefilter('error')\n"
         "import torch, roialign\n"
         "x = torch.ones(1, 1, 4, 4, requires_grad=True)\n"
         "roialign.roi_align(x, [torch.tensor([[0.0, 0, 2, 2]])], 2).sum().backward()\n"
         "print(roialign.__version__)\n"
     )
-    assert python("-W", "error", "-c", code).stdout.strip()
+    assert run_python(code, "").strip()
 
 
 def test_the_package_is_the_one_under_test() -> None:
