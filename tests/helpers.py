@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -13,13 +14,15 @@ import roialign
 
 READY = [name for name, status in roialign.backends.available().items() if status.ready]
 
-# For tests on a backend each: `make test` leaves the reference out, whose graphs take a compiler many times as long as
-# the one operator of the others.
-reference_is_slow = pytest.mark.parametrize(
-    "backend",
-    [pytest.param(name, marks=pytest.mark.slow if name == "reference" else ()) for name in READY],
-    indirect=True,
-)
+
+def slow_but(quick: Iterable[str], names: Iterable[str]) -> list[Any]:
+    """Parameters of which `make test` runs the quick ones, and `make test-all` the others."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+# For tests on a backend each: a compiler takes many times as long for the reference's graph as for the one operator of
+# the others.
+reference_is_slow = pytest.mark.parametrize("backend", slow_but(set(READY) - {"reference"}, READY), indirect=True)
 
 # Forward error allowed per unit of the map's magnitude: the issue's bounds, and one rounding for the half types.
 RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import roialign
-from helpers import assert_pooled, generic_case, run_python
+from helpers import assert_pooled, generic_case, run_python, slow_but
 from roialign.backends import native
 from test_compile import POOLS, Exportable, boxes
 
@@ -83,12 +83,8 @@ def test_pyramid_through_export_and_decompositions(mode: str) -> None:
                 assert_pooled(each.module()(*arguments), model(*arguments), torch.full((1,), 4.0))
 
 
-QUICK = ("max fixed", "pool", "rotated")  # of each way to pool the kind that is exported soonest
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in POOLS]
-)
+# Of each way to pool the kind that is exported soonest, and the rest.
+@pytest.mark.parametrize("name", slow_but(("max fixed", "pool", "rotated"), POOLS))
 def test_every_kind_decomposes(name: str) -> None:
     input, _ = generic_case(dtype=torch.float32)
     shapes = {"input": None, "rois": {0: torch.export.Dim("boxes", min=0)}}

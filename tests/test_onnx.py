@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import roialign
-from helpers import run_python
+from helpers import run_python, slow_but
 from roialign.backends import native
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -203,38 +203,28 @@ REFUSALS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str, str]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")  # the exporter's own
-@pytest.mark.parametrize(
-    ("pool", "rank"),
-    [
-        (roialign.PSRoIAlign((2, 3), 0.5, 2), 2),
-        (roialign.PSRoIAlign((2, 3), 0.5, 0), 2),
-        (roialign.PSRoIPool((2, 3), 0.5), 2),
-        (roialign.RoIAlign((2, 3, 1), 0.5, 2), 3),
-        (roialign.RoIAlign(2, 0.5, 2, mode="max"), 3),
-        (roialign.PrRoIPool((2, 1, 3), 0.5), 3),
-        (roialign.RoIPool(2, 0.5), 3),
-        (lambda x, rois: roialign.roi_align_rotated(x, torch.cat([rois, rois[:, 1:2]], 1), (2, 3), 0.5, 2), 2),
-        (
-            lambda x, rois: roialign.deform_roi_pool(
-                x, rois, rois[:, 1:3, None, None].expand(-1, -1, 2, 3) * 0.1, (2, 3), 0.5
-            ),
-            2,
+PLAIN: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
+    "align": (roialign.PSRoIAlign((2, 3), 0.5, 2), 2),
+    "adaptive": (roialign.PSRoIAlign((2, 3), 0.5, 0), 2),
+    "pool": (roialign.PSRoIPool((2, 3), 0.5), 2),
+    "volume": (roialign.RoIAlign((2, 3, 1), 0.5, 2), 3),
+    "volume's maximum": (roialign.RoIAlign(2, 0.5, 2, mode="max"), 3),
+    "volume's integral": (roialign.PrRoIPool((2, 1, 3), 0.5), 3),
+    "volume's cells": (roialign.RoIPool(2, 0.5), 3),
+    "rotated": (lambda x, rois: roialign.roi_align_rotated(x, torch.cat([rois, rois[:, 1:2]], 1), (2, 3), 0.5, 2), 2),
+    "deform": (
+        lambda x, rois: roialign.deform_roi_pool(
+            x, rois, rois[:, 1:3, None, None].expand(-1, -1, 2, 3) * 0.1, (2, 3), 0.5
         ),
-    ],
-    ids=[
-        "align",
-        "adaptive",
-        "pool",
-        "volume",
-        "volume's maximum",
-        "volume's integral",
-        "volume's cells",
-        "rotated",
-        "deform",
-    ],
-)
-def test_plain_aten_where_onnx_has_no_node(pool: Callable[[Tensor, Tensor], Tensor], rank: int) -> None:
+        2,
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")  # the exporter's own
+@pytest.mark.parametrize("name", slow_but(["pool"], PLAIN))
+def test_plain_aten_where_onnx_has_no_node(name: str) -> None:
+    pool, rank = PLAIN[name]
     generator = torch.Generator().manual_seed(0)
     inputs: tuple[Tensor, Tensor] = torch.randn(2, 12, 19, 23, generator=generator), random_rois(20)
     if rank == 3:
