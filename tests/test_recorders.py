@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import roialign
-from helpers import assert_pooled, run_python
+from helpers import assert_pooled, reference_is_slow, run_python
 from roialign import (
     DeformRoIPool,
     MultiScaleRoIAlign,
@@ -171,6 +171,7 @@ def test_jit_trace(name: str, grad: bool, tmp_path: Path) -> None:
 MAKE_FX = [(mode, pre_dispatch) for mode in ("real", "fake", "symbolic") for pre_dispatch in (False, True)]
 
 
+@reference_is_slow
 @pytest.mark.parametrize(
     ("name", "mode", "pre_dispatch"),
     [("avg", *how) for how in MAKE_FX]  # every mode for one pooling, and every pooling where least is known
