@@ -20,17 +20,22 @@ core: .venv/ready
 	@$(BIN)/python -m cmake --build build/core --target _core
 	@$(BIN)/python -m cmake --install build/core --prefix "$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('platlib'))")" >/dev/null
 
+# On two cores; a test is given to whoever is free, and what shares a process of its own stays together.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+
 # Triton's interpreter runs the GPU's kernels on the CPU if this is set before Triton is imported. It is slow, and many
 # times slower where coverage watches it: few tests, unwatched.
-INTERPRETED := TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 --no-cov -m "not slow" \
-	-k "(test_triton and not compile) or (triton and (by_hand or agree or hostile))"
+INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) --no-cov \
+	-k "(test_triton and not compile) or (triton and (by_hand or agree or hostile))" \
+	tests/test_triton*.py tests/test_backends.py tests/test_roi_align.py tests/test_other_pools.py tests/test_errors.py
 
 test: core # what a change needs
-	$(BIN)/python -m pytest -n 2 -m "not slow"
-	$(INTERPRETED) tests/test_triton*.py tests/test_backends.py tests/test_roi_align.py tests/test_other_pools.py tests/test_errors.py
+	$(PYTEST) -m "not slow"
+	$(INTERPRETED) -m "not slow"
 
-test-all: core # the rest: whole detectors, long work
-	$(BIN)/python -m pytest -n 2 -m slow
+test-all: core # the rest: whole detectors, graphs of the reference, every pair of what make test pairs once, long work
+	$(PYTEST) -m slow
+	$(INTERPRETED) -m slow
 
 lint: .venv/ready
 	$(BIN)/ruff check .

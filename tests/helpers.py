@@ -20,6 +20,17 @@ def slow_but(quick: Iterable[str], names: Iterable[str]) -> list[Any]:
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
+def crosswise(first: Iterable[Any], second: Iterable[Any]) -> list[Any]:
+    """Parameters: all pairs, of which `make test` runs so many that each value has its turn, test-all the rest."""
+    firsts, seconds = list(first), list(second)
+    few = min(len(firsts), len(seconds))
+    return [
+        pytest.param(one, other, marks=() if i % few == j % few else pytest.mark.slow)
+        for i, one in enumerate(firsts)
+        for j, other in enumerate(seconds)
+    ]
+
+
 # For tests on a backend each: a compiler takes many times as long for the reference's graph as for the one operator of
 # the others.
 reference_is_slow = pytest.mark.parametrize("backend", slow_but(set(READY) - {"reference"}, READY), indirect=True)

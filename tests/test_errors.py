@@ -58,6 +58,7 @@ def hostile_answers(backend: str) -> dict[str, tuple[str, str]]:
     return answers
 
 
+@pytest.mark.xdist_group("hostile")
 @pytest.mark.parametrize("name", CALLS)
 def test_hostile_call(backend: str, name: str) -> None:
     answers = hostile_answers(backend)

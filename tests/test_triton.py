@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from helpers import DTYPES, generic_case, rows
+from helpers import DTYPES, crosswise, generic_case, rows
 from roialign import axis, backends
 from roialign.backends import reference
 from roialign.backends.memory import is_channels_last
@@ -71,8 +71,9 @@ def matrix(spec: Pooling, along: int, lo: Tensor, hi: Tensor, length: int) -> Te
     return axis.mean_matrix(window, bins, length)[0]
 
 
-@pytest.mark.parametrize("rule", ["few", "adaptive", "many", "integral"])
-@pytest.mark.parametrize("box_dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("rule", "box_dtype"), crosswise(["few", "adaptive", "many", "integral"], [torch.float32, torch.float64])
+)
 def test_tables_are_the_matrices_of_the_rules(rule: str, box_dtype: torch.dtype) -> None:
     """Weights and their slopes to the box's edges, slot by slot; exactly the same weights are 0."""
     from roialign.backends.triton.tables import make_tables
@@ -138,8 +139,7 @@ def test_boxes_at_every_edge_of_the_rules(kind: str) -> None:
         check([call.input], rois, None, spec._replace(aligned=call.aligned and kind == "avg"))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("layout", "dtype"), crosswise(LAYOUTS, DTYPES))
 def test_any_strides(layout: str, dtype: torch.dtype) -> None:
     """Also more channels than one program takes, and more bins; memory that belongs to no element is NaN."""
     values = torch.randn(2, 66, 4, 5, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -164,8 +164,7 @@ def test_boxes_that_cannot_be_pooled() -> None:
         torch.testing.assert_close(torch.cat([found[:2], found[-4:]]), alone.cpu(), rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("kind", ["avg", "integral"])
+@pytest.mark.parametrize(("kind", "layout"), crosswise(["avg", "integral"], ["contiguous", "channels_last"]))
 def test_levels_of_a_pyramid(kind: str, layout: str) -> None:
     """Each box from its own map with its own scale; a level that does not exist gives NaN."""
     generator = torch.Generator().manual_seed(2)
@@ -180,8 +179,9 @@ def test_levels_of_a_pyramid(kind: str, layout: str) -> None:
     assert bool(other[[2, 3, 5]].isnan().all())
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("dtype", "layout"), crosswise([torch.float32, torch.float64], ["contiguous", "channels_last"])
+)
 def test_cells_that_are_not_finite(dtype: torch.dtype, layout: str) -> None:
     """They count where they weigh something, if only 1e-40, and nowhere else."""
     input = torch.randn(1, 3, 6, 7, generator=torch.Generator().manual_seed(3), dtype=dtype)

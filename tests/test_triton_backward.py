@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers import crosswise
 from roialign import backends, prroi_pool, roi_align
 from roialign.spec import Pooling
 from triton_device import DEVICE, needs_kernels
@@ -94,16 +95,14 @@ def assert_gradients(
     assert_close(found[1], expected[1], RELATIVE[torch.promote_types(maps[0].dtype, torch.float32)])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", POOLINGS)
+@pytest.mark.parametrize(("name", "layout"), crosswise(POOLINGS, LAYOUTS))
 def test_gradients_are_the_reference_s(name: str, layout: str) -> None:
     """Two tiles along y and two along x, neither full; channels that fill no block."""
     (input,) = make_maps((9, 19))
     assert_gradients([input.contiguous(memory_format=LAYOUTS[layout])], make_rois(), None, POOLINGS[name])
 
 
-@pytest.mark.parametrize("name", ["fixed", "adaptive", "integral"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("name", "layout"), crosswise(["fixed", "adaptive", "integral"], LAYOUTS))
 def test_float64(name: str, layout: str) -> None:
     (input,) = make_maps((9, 19), dtype=torch.float64)
     rois = make_rois(torch.float64)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers import crosswise
 from roialign import axis
 from roialign.spec import Pooling
 from test_differential import edges
@@ -67,8 +68,7 @@ def assert_listed(found: Tensor, spec: Pooling, ends: tuple[Tensor, ...], p: int
             torch.testing.assert_close(one, other[..., 0].double(), rtol=0, atol=near)
 
 
-@pytest.mark.parametrize("rule", ["few", "adaptive", "many"])
-@pytest.mark.parametrize("box_dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("rule", "box_dtype"), crosswise(["few", "adaptive", "many"], [torch.float32, torch.float64]))
 def test_candidates_are_the_samples_of_the_rules(rule: str, box_dtype: torch.dtype) -> None:
     rng = random.Random(f"{rule} {box_dtype}")
     for _ in range(4):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import generic_case, rows
+from helpers import crosswise, generic_case, rows
 from roialign import backends
 from roialign.backends.memory import is_channels_last
 from roialign.backends.operator import Kernels
@@ -70,8 +70,7 @@ def check(maps: list[Tensor], rois: Tensor, spec: Pooling, level: Tensor | None 
 # All directions.
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", POOLINGS)
+@pytest.mark.parametrize(("name", "layout"), crosswise(POOLINGS, LAYOUTS))
 def test_maxima_and_their_gradients_are_the_reference_s(name: str, layout: str) -> None:
     input, rois = generic_case(dtype=torch.float32)
     few = rois[2:4] if name == "many samples" else rois[1:5]
@@ -95,8 +94,7 @@ def test_boxes_at_every_edge_of_the_rules(kind: str) -> None:
         compare(call, call.run("triton"), call.run("reference"), "Triton against reference")
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["max", "cells"])
+@pytest.mark.parametrize(("dtype", "kind"), crosswise([torch.float64, torch.float16, torch.bfloat16], ["max", "cells"]))
 def test_dtypes(kind: str, dtype: torch.dtype) -> None:
     input, rois = generic_case()
     rois = rois[:3].to(torch.promote_types(dtype, torch.float32))
