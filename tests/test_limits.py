@@ -31,6 +31,13 @@ def test_roi_pool_stays_on_a_long_map(backend: str) -> None:
     memory[..., LENGTH] = 777  # belongs to no cell
     box = torch.tensor([[0, LENGTH - 60.0, 0, LENGTH + 60.0, 0]])
     assert roi_pool(memory[..., :LENGTH], box, 1).item() == 0
+
+
+@pytest.mark.slow
+def test_its_gradient_stays_on_a_long_map(backend: str) -> None:
+    """In a gigabyte: the core sums a block of channels at once, be there but one."""
+    assert backend in backends.available()
+    box = torch.tensor([[0, LENGTH - 60.0, 0, LENGTH + 60.0, 0]])
     map = torch.full((1, 1, 1, LENGTH), -1.0, requires_grad=True)
     roi_pool(map, box, 1).sum().backward()
     assert map.grad is not None

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torchvision.ops
 from torch import Tensor, nn
+from torchvision.models.detection import faster_rcnn
 
 import oracle
 import oracle_gather
@@ -266,7 +267,10 @@ def test_a_changed_detector_copies_pickles_and_compiles() -> None:
     model = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
         weights=None, weights_backbone=None, num_classes=3, rpn_post_nms_top_n_test=20, box_score_thresh=0.0,
         min_size=64, max_size=96,
-    ).eval().double()  # fmt: skip
+    ).eval()  # fmt: skip
+    model.roi_heads.box_head = faster_rcnn.TwoMLPHead(256 * 7 * 7, 64)  # a head of 13 million weights made small
+    model.roi_heads.box_predictor = faster_rcnn.FastRCNNPredictor(64, 3)
+    model.double()
     image = torch.rand(3, 64, 80).double()
     with torch.no_grad():
         expected = model([image])
