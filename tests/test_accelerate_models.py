@@ -148,6 +148,8 @@ def test_a_detectors_float32_gradients() -> None:
     """
     torch.manual_seed(0)
     model = DETECTORS["resnet18"]()
+    model.roi_heads.box_head = detection.faster_rcnn.TwoMLPHead(256 * 7 * 7, 64)  # of 13 million weights one of few
+    model.roi_heads.box_predictor = detection.faster_rcnn.FastRCNNPredictor(64, 4)
     _, expected = training_step(copy.deepcopy(model), torch.float32)
     with roialign.accelerate():
         _, actual = training_step(model, torch.float32)
