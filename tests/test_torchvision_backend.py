@@ -8,7 +8,7 @@ import torchvision.ops
 from torch import Tensor
 
 import roialign
-from helpers import assert_pooled, generic_case, run_python
+from helpers import assert_pooled, for_bins, generic_case, run_python
 from roialign import backends
 from roialign.backends import torchvision as backend
 from roialign.spec import Pooling
@@ -71,6 +71,27 @@ def test_gradients_once_and_twice(device: str, name: str) -> None:
             second = torch.autograd.grad(first.square().sum(), [leaf, weight])
             results.append([plain.cpu(), first.detach().cpu(), *(each.cpu() for each in second)])
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-10)
+
+
+def test_position_sensitive(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fixed grid by its kernel, once and twice; what its kernels get wrong is the reference's."""
+    noted = calls(monkeypatch)
+    small, rois = generic_case()
+    input, rois = for_bins(small, 6).to(device), rois.to(device)
+    results = []
+    for order in (("reference",), ("torchvision", "reference")):
+        monkeypatch.setattr(backends, "ORDER", order)
+        leaf = input.clone().requires_grad_()
+        pooled = roialign.ps_roi_align(leaf, rois, (2, 3), 0.9, 2)
+        (plain,) = torch.autograd.grad(pooled.sin().sum(), leaf, retain_graph=True)
+        (first,) = torch.autograd.grad(pooled.sin().sum(), leaf, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), leaf)
+        results.append([each.detach() for each in (pooled, plain, first, second)])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-10)
+    assert noted == ["ps_roi_align"]
+    one = (1.0, 1.0)
+    for spec in (Pooling("ps_avg", (2, 3), one, 0, True), Pooling("ps_cells", (2, 3), one)):
+        assert not backends.available(input, rois, spec)["torchvision"].ready
 
 
 def test_forced_it_serves_what_it_can_and_refuses_the_rest(device: str) -> None:
@@ -178,9 +199,8 @@ def test_available_says_which_device_goes_where(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_device_without_torchvisions_kernel_or_without_torchvision() -> None:
     """What a machine with such a device would be told; only the device is made up."""
-    assert backend._missing("hpu") == (
-        "this torchvision has no kernel of roi_align, _roi_align_backward, roi_pool, _roi_pool_backward for HPU"
-    )
+    missing = "this torchvision has no kernel of roi_pool, _roi_pool_backward for HPU"
+    assert backend._missing("hpu", "roi_pool") == missing
     code = (
         "import sys\n"
         "sys.modules['torchvision'] = None\n"

@@ -22,7 +22,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from roialign.backends.triton import backward, blocks, box_grad, forward, guard, maximum
+from roialign.backends import triton as kernels
+from roialign.backends.triton import blocks, guard
 from roialign.spec import KINDS, Pooling
 
 TARGETS = {
@@ -32,8 +33,13 @@ TARGETS = {
 }
 
 
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+SIZES = {1: (33600,), 2: (200, 336), 3: (24, 64, 80)}  # of a map
+
+
 class Case(NamedTuple):
-    """A call: 1000 boxes on a map of 256 channels, or on two such maps; ``sparse`` with too few for the machine."""
+    """A call: 1000 boxes on one map or several, 256 channels pooled, 10 of a position-sensitive kind; ``sparse`` with
+    too few for the machine."""
 
     bins: int = 7
     dtype: str = "float32"
@@ -42,17 +48,22 @@ class Case(NamedTuple):
     ratio: int = 2
     maps: int = 1
     sparse: bool = False
+    rank: int = 2
 
     def tensors(self) -> tuple[list[Tensor], Tensor, Tensor | None, Pooling, Tensor]:
         """Maps, rois, levels, the pooling, and the gradient to its output."""
         dtype = getattr(torch, self.dtype)
-        layout = torch.channels_last if self.last else torch.contiguous_format
-        maps = [torch.empty(1, 256, 200 >> i, 336 >> i, dtype=dtype, memory_format=layout) for i in range(self.maps)]
-        grad = torch.empty(1000, 256, self.bins, self.bins, dtype=dtype, memory_format=layout)
-        rois = torch.zeros(1000, 5, dtype=torch.promote_types(dtype, torch.float32))
+        layout = LAST[self.rank + 2] if self.last else torch.contiguous_format
+        kind = KINDS[self.kind]
+        spec = Pooling(self.kind, (self.bins,) * self.rank, [], self.ratio, kind.sensitive or kind.box != "corners")
+        channels = 10 if kind.sensitive else 256
+        shapes = [(1, channels * spec.group, *(size >> i for size in SIZES[self.rank])) for i in range(self.maps)]
+        maps = [torch.empty(shape, dtype=dtype, memory_format=layout) for shape in shapes]
+        grad = torch.empty(1000, channels, *spec.output_size, dtype=dtype, memory_format=layout)
+        rois = torch.zeros(1000, spec.columns, dtype=torch.promote_types(dtype, torch.float32))
         level = torch.zeros(1000, dtype=torch.int64) if self.maps > 1 else None
-        scales = [0.25 / 2 ** (i // 2) for i in range(2 * self.maps)]
-        return maps, rois, level, Pooling(self.kind, (self.bins, self.bins), scales, self.ratio), grad
+        scales = [0.25 / 2 ** (i // self.rank) for i in range(self.rank * self.maps)]
+        return maps, rois, level, spec._replace(scales=scales), grad
 
 
 def build(case: Case, **options: Any) -> dict[str, Any]:
@@ -66,15 +77,16 @@ def build(case: Case, **options: Any) -> dict[str, Any]:
         kernel = run(self, *args, grid=grid, warmup=True, **{**kwargs, **options})
         name = f"{self.fn.__module__.split('.')[-1]}.{self.fn.__name__.lstrip('_')}"
         variant = " with slopes" if kwargs.get("SLOPES") else " of winners" if kwargs.get("WINNERS") else ""
+        variant += f" {kwargs['FORM']}" if kwargs.get("FORM", "tables") != "tables" else ""
         built[name + variant] = kernel
 
     run, JITFunction.run = JITFunction.run, compile_only
     try:
-        by = [maximum] * 3 if KINDS[case.kind].maximum else [forward, backward, box_grad]
-        by[0].pool(maps, rois, level, spec)
-        by[1].pool_grad(grad, maps, shapes, case.last, rois, level, spec)
-        by[2].pool_box_grad(grad, maps, rois, level, spec)
-        guard.mark(grad, guard.safe_boxes(rois, 1, 0.25), 1, 0.25)
+        kernels._pool(maps, rois, level, spec)
+        kernels._pool_grad(grad, maps, shapes, case.last, rois, level, spec)
+        kernels._pool_box_grad(grad, maps, rois, level, spec)
+        if case == Case():
+            guard.mark(grad, guard.safe_boxes(rois, 1, 0.25), 1, 0.25)
     finally:
         JITFunction.run = run
     return built

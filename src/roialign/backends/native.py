@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..boxes import raise_bad_index
-from ..spec import RANKS, Call, Pooling, check_kind
+from ..spec import Call, Pooling, check_kind
 from . import operator
 from .memory import check_memory, is_channels_last
 
@@ -165,7 +165,7 @@ def _raise_bad_row(row: int, rois: Tensor, level: Tensor | None, images: int, le
     raise_bad_index(row, float(rois[row, 0]), images)
 
 
-_kernels = operator.Kernels(KINDS, RANKS, _pool, pool_grad, _pool_box_grad)
+_kernels = operator.Kernels(lambda spec: spec.kind in KINDS and operator.known(spec), _pool, pool_grad, _pool_box_grad)
 pool = partial(operator.call, _kernels)
 if not UNREADY:
     operator.register("cpu", _kernels)

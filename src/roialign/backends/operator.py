@@ -11,7 +11,7 @@ graph may run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -29,8 +29,7 @@ class Kernels(NamedTuple):
     """What a device computes. Anybody may call the operators, so that nothing here was checked by ``functional``.
 
     Attributes:
-        kinds: of pooling that there are kernels for; the reference serves the others.
-        ranks: of the maps that they take; likewise.
+        serve: whether there are kernels for this pooling; the reference serves the others.
         pool: of maps, rois, level and spec. Forward: :func:`make_output`, filled.
         pool_grad: of grad, maps, shapes, channels_last, rois, level and spec. Gradient to the maps, which have these
             shapes; the maps are there only where a maximum was taken.
@@ -38,15 +37,10 @@ class Kernels(NamedTuple):
             index is 0.
     """
 
-    kinds: Collection[str]
-    ranks: Collection[int]
+    serve: Callable[[Pooling], bool]
     pool: Callable[[list[Tensor], Tensor, Tensor | None, Pooling], Tensor]
     pool_grad: Callable[[Tensor, list[Tensor], list[int], bool, Tensor, Tensor | None, Pooling], list[Tensor]]
     pool_box_grad: Callable[[Tensor, list[Tensor], Tensor, Tensor | None, Pooling], Tensor]
-
-    def serve(self, spec: Pooling) -> bool:
-        """Whether they can do this pooling."""
-        return spec.rank in self.ranks and spec.kind in self.kinds
 
 
 _kernels: dict[str, Kernels] = {}  # by type of device
@@ -84,6 +78,11 @@ def call(kernels: Kernels, features: list[Tensor], rois: Tensor, level: Tensor |
     if torch.is_grad_enabled() and tracing.any_requires_grad(*features, rois):
         return _EagerPool.apply(kernels, rois, level, spec, *features)  # type: ignore[no-any-return]
     return kernels.pool(features, rois, level, spec)
+
+
+def known(spec: Pooling) -> bool:
+    """Whether there is such a pooling."""
+    return spec.rank in RANKS and spec.kind in KINDS
 
 
 # Autograd.
@@ -313,7 +312,7 @@ def _check_devices(first: Tensor, features: list[Tensor], rois: Tensor, level: T
             raise ValueError(f"{name}: got a tensor on {tensor.device}; expected one on {first.device}, as the others")
 
 
-_NAMES = Kernels._fields[2:]
+_NAMES = Kernels._fields[1:]
 _FIELDS = len(Pooling._fields)
 _HOW = "Tensor? level, str kind, SymInt[] output_size, float[] scales, SymInt sampling_ratio, bool aligned"
 _library = torch.library.Library("roialign", "FRAGMENT")
@@ -323,7 +322,7 @@ _library.define(
 )
 _library.define(f"pool_box_grad(Tensor grad, Tensor[] features, Tensor rois, {_HOW}) -> Tensor")
 _library.impl("pool", _unpacked(_pool_anywhere), "CompositeExplicitAutograd")
-_fakes = Kernels(KINDS, RANKS, _fake_pool, _fake_pool_grad, _fake_pool_box_grad)
+_fakes = Kernels(known, _fake_pool, _fake_pool_grad, _fake_pool_box_grad)
 for _name in _NAMES:
     torch.library.register_fake(f"roialign::{_name}", _unpacked(getattr(_fakes, _name)), lib=_library)
 torch.library.register_autograd("roialign::pool", _backward_pool, setup_context=_setup_pool, lib=_library)
@@ -333,4 +332,4 @@ torch.library.register_autograd(
 torch.library.register_vmap("roialign::pool", _vmap_pool, lib=_library)
 
 # The kernels that PyTorch's dispatcher chooses, seen by all who watch.
-DISPATCHED = Kernels(KINDS, RANKS, *(_packed(getattr(torch.ops.roialign, name)) for name in _NAMES))
+DISPATCHED = Kernels(known, *(_packed(getattr(torch.ops.roialign, name)) for name in _NAMES))

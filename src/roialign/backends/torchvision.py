@@ -1,12 +1,13 @@
 """torchvision's kernels, for devices that none of ours serves: CUDA, XPU and MPS in plain eager mode.
 
-It has none for ``mode="max"``, exact integration, gradients to the boxes, unequal scales, 2**31 numbers and more;
-second derivatives are the reference's. Boxes that its kernels cannot bear are taken out before and answer NaN; half
-precision is pooled in float32.
+It has none for ``mode="max"``, exact integration, gradients to the boxes, unequal scales, 2**31 numbers and more. Of
+the position-sensitive ones only that of fixed grids is right. Second derivatives are the reference's. Boxes that its
+kernels cannot bear are taken out before and answer NaN; half precision is pooled in float32.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -24,7 +25,8 @@ from .memory import laid_out_as
 DEVICES = ("cuda", "xpu", "mps")
 
 
-OPERATORS = {"avg": "roi_align", "cells": "roi_pool"}
+# Not its ps_roi_pool, whose gradient goes to cells that it never reads.
+OPERATORS = {"avg": "roi_align", "cells": "roi_pool", "ps_avg": "ps_roi_align"}
 
 
 def why_not(call: Call) -> str:
@@ -40,19 +42,20 @@ def why_not(call: Call) -> str:
         return "its gradients are not deterministic, and torch.use_deterministic_algorithms is on"
     if call.spec.kind not in OPERATORS:
         return f"it has no operator of kind {call.spec.kind!r}"
+    if call.spec.kind == "ps_avg" and call.spec.sampling_ratio == 0:
+        return "its adaptive ps_roi_align divides by zero for a box without extent"
     if call.spec.rank not in PLANAR:
         return f"its kernels take maps {MAPS[2]} only"
     if torch.is_grad_enabled() and call.rois.requires_grad:
         return "it has no gradient to the boxes"
     if input.dtype == torch.bfloat16 and input.device.type != "mps":  # where nobody else has
         return "it has no bfloat16"
-    return _too_much(call) or _missing(input.device.type)
+    return _too_much(call) or _missing(input.device.type, OPERATORS[call.spec.kind])
 
 
 def _too_much(call: Call) -> str:
     """What is out of its kernels' reach: they count in int32, place in float32 and know one scale."""
-    height, width = call.spec.output_size
-    bins = call.rois.shape[0] * call.features[0].shape[1] * height * width
+    bins = call.rois.shape[0] * call.features[0].shape[1] * math.prod(call.spec.output_size) // call.spec.group
     if max(bins, *(feature.numel() for feature in call.features)) >= 2**31:
         return "its kernels count no further than 2**31 numbers"
     if call.rois.dtype != torch.float64 and max(max(feature.shape[2:]) for feature in call.features) > FLOAT_CELLS:
@@ -63,7 +66,7 @@ def _too_much(call: Call) -> str:
 
 
 @cache
-def _missing(device: str) -> str:
+def _missing(device: str, operator: str) -> str:
     try:
         from torchvision.extension import _has_ops
     except (ImportError, RuntimeError) as error:  # absent, or built for another torch
@@ -73,7 +76,7 @@ def _missing(device: str) -> str:
     key = torch._C._dispatch_key_for_device(device)
     absent = [
         name
-        for name in ("roi_align", "_roi_align_backward", "roi_pool", "_roi_pool_backward")
+        for name in (operator, f"_{operator}_backward")
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"torchvision::{name}", key)
     ]
     return f"this torchvision has no kernel of {', '.join(absent)} for {key}" if absent else ""
@@ -104,20 +107,23 @@ class _Pool(torch.autograd.Function):
         ctx.spec, ctx.shape = spec, input.shape
         name, arguments = _named(spec)
         found = getattr(torch.ops.torchvision, name)(input, rois, *arguments.size, *arguments.samples)
-        pooled: Tensor = found[0] if KINDS[spec.kind].maximum else found
-        # The gradient of a maximum needs to know where it was, and the gradient of that needs the map.
-        ctx.save_for_backward(rois, *((input, found[1]) if KINDS[spec.kind].maximum else ()))
+        kind = KINDS[spec.kind]
+        indexed = kind.maximum or kind.sensitive
+        pooled: Tensor = found[0] if indexed else found
+        # The gradient wants to know where a maximum was, or which channel was read; that of a maximum's needs the map.
+        ctx.save_for_backward(rois, input if kind.maximum else None, *(found[1:] if indexed else ()))
         return pooled
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rois, *kept = ctx.saved_tensors
+        rois, input, *index = ctx.saved_tensors
         if not torch.is_grad_enabled():
             name, arguments = _named(ctx.spec)
             operator = getattr(torch.ops.torchvision, f"_{name}_backward")
-            found = operator(grad.contiguous(), rois, *kept[1:], *arguments.size, *ctx.shape, *arguments.samples)
-            return found, None, None
-        at = (kept[0].detach() if kept else grad.new_zeros(ctx.shape)).requires_grad_()
+            samples, shape = arguments.samples, ctx.shape
+            middle = (*samples, *shape) if KINDS[ctx.spec.kind].sensitive else (*shape, *samples)
+            return operator(grad.contiguous(), rois, *index, *arguments.size, *middle), None, None
+        at = (grad.new_zeros(ctx.shape) if input is None else input.detach()).requires_grad_()
         pooled = reference.pool([at], rois, None, ctx.spec)
         (found,) = torch.autograd.grad(pooled, at, grad, create_graph=True)
         return found, None, None
@@ -127,9 +133,10 @@ class _Arguments(NamedTuple):
     """Of torchvision's operators: (scale, height, width), and those of samples, if the kind takes some."""
 
     size: tuple[float, ...]
-    samples: tuple[int, bool] | tuple[()]
+    samples: tuple[int, ...]
 
 
 def _named(spec: Pooling) -> tuple[str, _Arguments]:
-    samples = (spec.sampling_ratio, spec.aligned) if KINDS[spec.kind].samples else ()
+    kind = KINDS[spec.kind]
+    samples = (spec.sampling_ratio, *(() if kind.sensitive else (spec.aligned,))) if kind.samples else ()
     return OPERATORS[spec.kind], _Arguments((spec.scales[0], *spec.output_size), samples)

@@ -8,18 +8,27 @@ the same kernels run on a CPU, slowly, in Triton's interpreter.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...spec import KINDS, MAPS, PLANAR, Call, Pooling
+from ...spec import KINDS, MAPS, PLANAR, Call, Pooling, check_kind
 from .. import operator, tracing
 
-SERVED = ("avg", "max", "integral", "cells")
+# The ranks of the maps that there are kernels for, by kind.
+SERVED = {
+    "avg": PLANAR,
+    "integral": PLANAR,
+    "max": PLANAR,
+    "cells": PLANAR,
+    "ps_avg": PLANAR,
+    "ps_cells": PLANAR,
+}
 DEVICES = ("cuda", "xpu")  # PyTorch's names; ROCm is "cuda"
 LEAST = (3, 6)  # of Triton's versions, the one that the oldest PyTorch we take comes with
 NOTE = "not yet run on a GPU: only in Triton's interpreter, and compiled for sm_80, sm_90 and gfx942"
@@ -32,8 +41,8 @@ def why_not(call: Call) -> str:
     input = call.features[0]
     if call.spec.kind not in SERVED:
         return f"there is no kernel of kind {call.spec.kind!r} in Triton"
-    if call.spec.rank not in PLANAR:
-        return f"its kernels take maps {MAPS[2]} only"
+    if call.spec.rank not in SERVED[call.spec.kind]:
+        return f"there is no kernel of kind {call.spec.kind!r} for maps {MAPS[call.spec.rank]} in Triton"
     on_gpu = input.device.type in DEVICES
     if on_gpu and tracing.hides_values(input):  # a graph, which may run on another machine
         return "" if _INSTALLED else "Triton is not installed"
@@ -83,27 +92,46 @@ def _driven() -> str:
     return str(triton.runtime.driver.active.get_active_torch_device().type)
 
 
-class _Kinds(Collection[str]):
-    """``SERVED`` where kernels can run, else none; asked no earlier than when an operator runs on such a device."""
+def _serves(spec: Pooling) -> bool:
+    """Asked no earlier than when an operator runs on such a device."""
+    return spec.rank in SERVED.get(spec.kind, ()) and not unready()
 
-    def __contains__(self, kind: object) -> bool:
-        return kind in SERVED and not unready()
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(() if unready() else SERVED)
+class _Directions(NamedTuple):
+    """The functions that launch the kernels of some kinds, as ``operator.Kernels`` has them."""
 
-    def __len__(self) -> int:
-        return 0 if unready() else len(SERVED)
+    pool: Callable[[list[Tensor], Tensor, Tensor | None, Pooling], Tensor]
+    pool_grad: Callable[[Tensor, list[Tensor], list[int], bool, Tensor, Tensor | None, Pooling], list[Tensor]]
+    pool_box_grad: Callable[[Tensor, list[Tensor], Tensor, Tensor | None, Pooling], Tensor]
+
+
+def _by(spec: Pooling) -> _Directions:
+    from . import backward, box_grad, forward, gather, maximum
+
+    kind = KINDS[check_kind(spec.kind)]
+    if spec.rank not in SERVED[spec.kind]:
+        raise ValueError(
+            f"output_size: got {tuple(spec.output_size)}; expected as many numbers as a map has axes, for a "
+            f"kernel of kind {spec.kind!r}, {' or '.join(map(str, SERVED[spec.kind]))}"
+        )
+    if kind.maximum:
+        return _Directions(maximum.pool, maximum.pool_grad, maximum.pool_box_grad)
+    if kind.sensitive or kind.box != "corners" or spec.rank == 3:
+        return _Directions(gather.pool, gather.pool_grad, gather.pool_box_grad)
+    return _Directions(forward.pool, backward.pool_grad, box_grad.pool_box_grad)
 
 
 def _pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
-    from . import arguments, forward, maximum
+    from . import arguments
 
-    maps = arguments.check_maps(features)
+    serve = _by(spec).pool
+    maps = arguments.check_maps(features, spec.rank)
     boxes = arguments.check_boxes([each.shape for each in maps], maps[0], rois, level, spec)
-    serve = maximum.pool if KINDS[spec.kind].maximum else forward.pool
+    if spec.rank == 1:
+        maps, _, boxes = arguments.of_one_row(maps, (), boxes)
     with _on(maps[0].device):
-        return serve(maps, *boxes)
+        pooled = serve(maps, *boxes)
+    return pooled.squeeze(2).contiguous() if spec.rank == 1 else pooled
 
 
 def _pool_grad(
@@ -115,24 +143,28 @@ def _pool_grad(
     level: Tensor | None,
     spec: Pooling,
 ) -> list[Tensor]:
-    from . import arguments, backward, maximum
+    from . import arguments
 
-    grad = arguments.check_pooled(grad, rois, shapes[1:2], spec)
-    boxes = arguments.check_boxes([shapes[i : i + 4] for i in range(0, len(shapes), 4)], grad, rois, level, spec)
+    serve = _by(spec).pool_grad
+    grad, axes = arguments.check_pooled(grad, rois, shapes[1:2], spec), spec.rank + 2
+    boxes = arguments.check_boxes([shapes[i : i + axes] for i in range(0, len(shapes), axes)], grad, rois, level, spec)
+    maps = arguments.check_values(features, grad, shapes, spec.rank) if KINDS[spec.kind].maximum else []
+    if spec.rank == 1:
+        (grad, *maps), shapes, boxes = arguments.of_one_row([grad, *maps], shapes, boxes)
     with _on(grad.device):
-        if not KINDS[spec.kind].maximum:
-            return backward.pool_grad(grad, [], shapes, channels_last, *boxes)
-        maps = arguments.check_values(features, grad, shapes)
-        return maximum.pool_grad(grad, maps, shapes, channels_last, *boxes)
+        grads = serve(grad, maps, shapes, channels_last and spec.rank > 1, *boxes)
+    return [each.squeeze(2) for each in grads] if spec.rank == 1 else grads
 
 
 def _pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
-    from . import arguments, box_grad, maximum
+    from . import arguments
 
-    maps = arguments.check_maps(features)
+    serve = _by(spec).pool_box_grad
+    maps = arguments.check_maps(features, spec.rank)
     grad = arguments.check_pooled(grad, rois, maps[0].shape[1:2], spec)
     boxes = arguments.check_boxes([each.shape for each in maps], grad, rois, level, spec)
-    serve = maximum.pool_box_grad if KINDS[spec.kind].maximum else box_grad.pool_box_grad
+    if spec.rank == 1:
+        (grad, *maps), _, boxes = arguments.of_one_row([grad, *maps], (), boxes)
     with _on(grad.device):
         return serve(grad, maps, *boxes)
 
@@ -144,7 +176,7 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
     return torch.get_device_module(device).device(device)  # type: ignore[no-any-return]
 
 
-_kernels = operator.Kernels(_Kinds(), PLANAR, _pool, _pool_grad, _pool_box_grad)
+_kernels = operator.Kernels(_serves, _pool, _pool_grad, _pool_box_grad)
 pool = partial(operator.call, _kernels)
 if _INSTALLED:
     for _device in DEVICES:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...boxes import on_empty_map
-from ...spec import MOST_BINS, Pooling, check_kind
+from ...spec import MAPS, MOST_BINS, SIZES, Pooling
 from .. import operator
 from ..memory import check_memory
 
@@ -29,27 +29,26 @@ class Boxes(NamedTuple):
     spec: Pooling
 
 
-def check_maps(maps: Sequence[Tensor]) -> list[Tensor]:
-    """Maps ``[N, C, H, W]`` of any strides, all of one dtype and on one device."""
+def check_maps(maps: Sequence[Tensor], rank: int) -> list[Tensor]:
+    """Maps of this rank and any strides, all of one dtype and on one device."""
     if not maps:
         raise ValueError("features: got no maps; expected at least one")
     if maps[0] is None:
         raise operator.none_given("features[0]")
-    first = _check("features[0]", maps[0], "[N, C, H, W]", 4, DTYPES, maps[0])
-    rest = [
-        _check(f"features[{i}]", map, "[N, C, H, W]", 4, (first.dtype,), first) for i, map in enumerate(maps[1:], 1)
-    ]
+    form, axes = MAPS[rank], rank + 2
+    first = _check("features[0]", maps[0], form, axes, DTYPES, maps[0])
+    rest = [_check(f"features[{i}]", map, form, axes, (first.dtype,), first) for i, map in enumerate(maps[1:], 1)]
     return [first, *rest]
 
 
-def check_values(features: Sequence[Tensor], grad: Tensor, shapes: Sequence[int]) -> list[Tensor]:
+def check_values(features: Sequence[Tensor], grad: Tensor, shapes: Sequence[int], rank: int) -> list[Tensor]:
     """The maps again, of these shapes: their values decide where a maximum lies."""
-    maps = check_maps(features)
+    maps, axes = check_maps(features, rank), rank + 2
     for i, map in enumerate(maps):
-        expected = tuple(shapes[4 * i : 4 * i + 4])
-        if tuple(map.shape) != expected or 4 * len(maps) != len(shapes):
+        expected = tuple(shapes[axes * i : axes * i + axes])
+        if tuple(map.shape) != expected or axes * len(maps) != len(shapes):
             raise ValueError(f"features[{i}]: got a tensor of shape {tuple(map.shape)}; expected the shapes {shapes}")
-    _check("features[0]", maps[0], "[N, C, H, W]", 4, (grad.dtype,), grad)
+    _check("features[0]", maps[0], MAPS[rank], axes, (grad.dtype,), grad)
     return maps
 
 
@@ -57,8 +56,8 @@ def check_pooled(grad: Tensor, rois: Tensor, channels: Sequence[int], spec: Pool
     """The gradient to the pooled values."""
     if grad is None or rois is None:
         raise operator.none_given("grad" if grad is None else "rois")
-    grad = _check("grad", grad, "[K, C, height, width]", 4, DTYPES, grad)
-    expected = (*rois.shape[:1], *channels, *spec.output_size)
+    grad = _check("grad", grad, "[K, C, *output_size]", spec.rank + 2, DTYPES, grad)
+    expected = (*rois.shape[:1], *map(spec.pooled_channels, channels), *spec.output_size)
     if tuple(grad.shape) != expected:
         raise ValueError(f"grad: got a tensor of shape {tuple(grad.shape)}; expected {expected}")
     return grad
@@ -81,10 +80,11 @@ def check_boxes(
             raise ValueError(
                 f"features[{i}]: got a tensor of shape {tuple(shape)}; expected at most 2**30 cells an axis"
             )
-    rois = _check("rois", rois, "[K, 5]", 2, (torch.float32, torch.float64), like)
+    columns = spec.columns
+    rois = _check("rois", rois, f"[K, {columns}]", 2, (torch.float32, torch.float64), like)
     count = rois.shape[0]
-    if rois.shape[1] != 5:
-        raise ValueError(f"rois: got a tensor of shape {tuple(rois.shape)}; expected [K, 5]")
+    if rois.shape[1] != columns:
+        raise ValueError(f"rois: got a tensor of shape {tuple(rois.shape)}; expected [K, {columns}]")
     if count and len(shapes) == 1 and 0 in shapes[0][2:]:
         raise on_empty_map(count, torch.empty(*shapes[0], device="meta"))
     if level is not None:
@@ -95,17 +95,27 @@ def check_boxes(
             )
     elif len(shapes) > 1:
         raise ValueError(f"level: got None for {len(shapes)} maps; expected the index of each box's map")
-    if len(spec.scales) != 2 * len(shapes):
-        raise ValueError(f"scales: got {list(spec.scales)}; expected y and x for each of {len(shapes)} maps")
+    if len(spec.scales) != spec.rank * len(shapes):
+        raise ValueError(f"scales: got {list(spec.scales)}; expected {spec.rank} for each of {len(shapes)} maps")
     size = tuple(spec.output_size)
-    if len(size) != 2 or not (0 < size[0] <= MOST_BINS and 0 < size[1] <= MOST_BINS):
-        raise ValueError(f"output_size: got {size}; expected (height, width), each from 1 to 2**24")
-    check_kind(spec.kind)
+    if not (min(size) > 0 and max(size) <= MOST_BINS):
+        raise ValueError(f"output_size: got {size}; expected {SIZES[spec.rank]}, each from 1 to 2**24")
     return Boxes(
         rois.contiguous(),
         None if level is None else level.contiguous(),
         spec._replace(output_size=size, sampling_ratio=max(spec.sampling_ratio, 0)),
     )
+
+
+def of_one_row(
+    features: Sequence[Tensor], shapes: Sequence[int], boxes: Boxes
+) -> tuple[list[Tensor], list[int], Boxes]:
+    """Signals ``[N, C, L]`` and their shapes as maps ``[N, C, 1, L]``; the rois stay as they are."""
+    spec = boxes.spec
+    scales = [each for scale in spec.scales for each in (1.0, scale)]
+    spec = spec._replace(output_size=(1, *spec.output_size), scales=scales)
+    sizes = [size for i in range(0, len(shapes), 3) for size in (*shapes[i : i + 2], 1, shapes[i + 2])]
+    return [each.unsqueeze(2) for each in features], sizes, boxes._replace(spec=spec)
 
 
 def _check(name: str, tensor: Tensor, form: str, rank: int, dtypes: Sequence[torch.dtype], like: Tensor) -> Tensor:

@@ -73,10 +73,26 @@ def locate(heights, widths, tile, TY: tl.constexpr, TX: tl.constexpr):
     return level, (tile - first) // across * TY, (tile - first) % across * TX
 
 
+@triton.jit
+def tile_of(
+    grads, level, image, c0, heights, widths, channels, y0, x0, LAST: tl.constexpr, OFFSET: tl.constexpr, z=0, depth=1
+):
+    """Where channel c0 of a tile begins in the gradient to its map, the strides along c, y and x there, and how far the
+    map goes on from there along y and x."""
+    height = size_of(heights, level)
+    width = size_of(widths, level)
+    size = height.to(tl.int64) * width * depth
+    sc = 1 if LAST else size.to(OFFSET)
+    sx = channels if LAST else 1
+    to = pick(grads, level) + image * channels * size + ((z * height + y0).to(tl.int64) * width + x0) * sx
+    to += c0 * (1 if LAST else size)
+    return to, sc, width.to(OFFSET) * sx, sx, height - y0, width - x0
+
+
 @triton.jit(do_not_specialize=["first_image", "count", "words", "tiles"])
 def _mark(
     boxes, bits, span, first_image, count, words, tiles, heights, widths,
-    TY: tl.constexpr, TX: tl.constexpr, KB: tl.constexpr,
+    AXES: tl.constexpr, TY: tl.constexpr, TX: tl.constexpr, KB: tl.constexpr,
 ):  # fmt: skip
     """Grid (images * tiles): the bits of one tile, KB boxes at a time."""
     row = tl.program_id(0).to(tl.int64)
@@ -86,9 +102,10 @@ def _mark(
     stop = tl.zeros_like(words)
     for k0 in range(0, count, KB):
         k = k0 + tl.arange(0, KB)
-        box = boxes + k.to(tl.int64) * 6
+        box = boxes + k.to(tl.int64) * (3 * AXES)
         live = k < count
         hit = live & (tl.load(box + 2, mask=live, other=-1) == image) & (tl.load(box + 5, mask=live, other=-1) == level)
+        box += 3 * AXES - 6  # to y and x
         hit = hit & (tl.load(box, mask=live, other=0) < y0 + TY) & (tl.load(box + 1, mask=live, other=0) > y0)
         hit = hit & (tl.load(box + 3, mask=live, other=0) < x0 + TX) & (tl.load(box + 4, mask=live, other=0) > x0)
         each = hit.to(tl.int32) << (k % 32)
@@ -142,19 +159,17 @@ def _gather(
                         acc += ay[:, None, None] * spread(g, ax, LAST)[None, :, :]
                     pooled += gp
         word += 1
-    height = size_of(heights, level)
-    width = size_of(widths, level)
-    to = pick(grads, level) + (first_image + row // tiles) * channels * height * width
-    below = (y0 + ty < height)[:, None, None]
-    ty = ty.to(OFFSET)[:, None, None]
+    to, sc, sy, sx, below, beside = tile_of(
+        grads, level, first_image + row // tiles, c0, heights, widths, channels, y0, x0, LAST, OFFSET
+    )
+    live = (ty < below)[:, None, None]
+    to += ty.to(OFFSET)[:, None, None] * sy
     if LAST:
-        to += (y0.to(tl.int64) * width + x0) * channels + c0
-        to += (ty * width + tx[None, :, None]) * channels + c[None, None, :]
-        live = below & (x0 + tx < width)[None, :, None] & real_c[None, None, :]
+        to += tx.to(OFFSET)[None, :, None] * sx + c[None, None, :]
+        live = live & (tx < beside)[None, :, None] & real_c[None, None, :]
     else:
-        to += (c0 * height + y0) * width + x0
-        to += (c[None, :, None] * height + ty) * width + tx[None, None, :]
-        live = below & real_c[None, :, None] & (x0 + tx < width)[None, None, :]
+        to += c[None, :, None] * sc + tx[None, None, :]
+        live = live & real_c[None, :, None] & (tx < beside)[None, None, :]
     tl.store(to, acc.to(to.dtype.element_ty), mask=live)
 
 
@@ -190,19 +205,9 @@ def mark_tiles(
     for first in range(0, images, group):
         rows = min(group, images - first) * tiles
         _mark[(rows,)](
-            boxes,
-            bits,
-            span,
-            first,
-            count,
-            words,
-            tiles,
-            coded(heights),
-            coded(widths),
-            TY=tile.height,
-            TX=tile.width,
-            KB=BOXES,
-        )
+            boxes, bits, span, first, count, words, tiles, coded(heights), coded(widths),
+            AXES=boxes.shape[1], TY=tile.height, TX=tile.width, KB=BOXES,
+        )  # fmt: skip
         yield Marks(bits, span, first, words, tiles, rows)
 
 

@@ -73,6 +73,8 @@ FORWARD = {
     ("gather", 8, "sparse"): Blocks(32, 1, 4),
     ("gather", 16, "full"): Blocks(32, 1, 4),
     ("gather", 16, "sparse"): Blocks(32, 1, 4),
+    ("bins", 1, "full"): Blocks(64, 1, 2),
+    ("bins", 1, "sparse"): Blocks(32, 1, 2),
 }
 SLOPES = Blocks(32, 16, 4)  # of the gradient to the boxes
 BACKWARD = {"full": Tile(4, 8, 32, 1), "sparse": Tile(4, 8, 16, 1)}
@@ -81,7 +83,21 @@ BACKWARD = {"full": Tile(4, 8, 32, 1), "sparse": Tile(4, 8, 16, 1)}
 def forward_blocks(out: Tensor, gathers: bool) -> Blocks:
     """For an output ``[K, C, PH, PW]``; ``gathers`` where the kernel makes no product."""
     blocks = FORWARD[forward_key(out, gathers)]
-    return blocks._replace(channels=min(blocks.channels, max(16, next_power_of_2(out.shape[1]))))
+    return blocks._replace(channels=some_channels(out.shape[1], blocks.channels))
+
+
+def bin_blocks(pooled: Tensor) -> Blocks:
+    """For what is pooled, ``[K, C, *output_size]``, bin by bin."""
+    boxes, channels = pooled.shape[:2]
+    programs = boxes * pooled[0, 0].numel() * cdiv(channels, FORWARD["bins", 1, "full"].channels)
+    enough = programs >= FULL * multiprocessors(pooled.device) and pooled.dtype != torch.float64
+    blocks = FORWARD["bins", 1, "full" if enough else "sparse"]
+    return blocks._replace(channels=some_channels(channels, blocks.channels))
+
+
+def some_channels(channels: int, most: int) -> int:
+    """Of a program, where there may be fewer than it could take."""
+    return min(most, max(16, next_power_of_2(max(1, channels))))
 
 
 def forward_key(out: Tensor, gathers: bool) -> tuple[str, int, str]:

@@ -92,11 +92,16 @@ def pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Ten
     """Gradient to the rois, see ``operator.Kernels``."""
     real = torch.promote_types(features[0].dtype, torch.float32)
     shapes = [each.shape for each in features]
-    out = rois.new_zeros(rois.shape[0], 5)
+    out = torch.zeros_like(rois)
     for some in groups(rois.shape[0], 3 * row_of(shapes, spec)[0] * real.itemsize):
         tables = make_tables(shapes, rois[some], None if level is None else level[some], spec, real, slopes=True)
-        out[some, 1:] = _summed(grad[some], features, tables, spec)
+        out[some, 1:] = of_edges(_summed(grad[some], features, tables, spec), rois)
     return out
+
+
+def of_edges(found: Tensor, rois: Tensor) -> Tensor:
+    """Of the gradient to x1, y1, x2 and y2 what rois have: those of a signal have no y."""
+    return found[:, ::2] if rois.shape[1] == 3 else found
 
 
 def _summed(grad: Tensor, features: list[Tensor], tables: Tables, spec: Pooling) -> Tensor:

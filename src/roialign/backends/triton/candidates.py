@@ -26,7 +26,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...spec import KINDS, Pooling
-from .rules import divide, mirrored, place, position, previous, reach, samples_before
+from .maps import pick
+from .rules import mirrored, place, position, previous, reach, samples_before
 from .tables import find_box, fits_float32, of_boxes
 
 ALL = tl.constexpr(8)  # samples along an axis that are listed without asking whether fewer would do
@@ -103,21 +104,23 @@ def _most_slots(length: int, bins: int, ratio: int) -> int:
     return min(most, ratio * bins) if ratio else most
 
 
-@triton.jit(do_not_specialize=["images", "ratio", "halvings", "slots_y", "slots_x"])
+@triton.jit(
+    do_not_specialize=["images", "ratio", "halvings", "slots_y", "slots_x"]
+)  # fmt: skip
 def _candidates(
-    rois, level, images, heights, widths, scales_y, scales_x, ratio, halvings, bins, boxes, cell, near, far, dlo, dhi,
-    slots_y, slots_x, LEVELS: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, P: tl.constexpr, SAMPLES: tl.constexpr,
+    rois, level, images, lengths, scales, counts, ratio, halvings, bins, boxes, cell, near, far, dlo, dhi, slots_y,
+    slots_x, LEVELS: tl.constexpr, LINE: tl.constexpr, COLUMNS: tl.constexpr, P: tl.constexpr, SAMPLES: tl.constexpr,
     ALIGNED: tl.constexpr, SLOPES: tl.constexpr, WIDE: tl.constexpr, PB: tl.constexpr, TB: tl.constexpr,
 ):  # fmt: skip
     """Grid (K, 2): one axis of one box."""
     k = tl.program_id(0).to(tl.int64)
     along = tl.program_id(1)
-    image, one, lo, hi, scale, length = find_box(
-        rois, level, k, along, images, heights, widths, scales_y, scales_x, LEVELS
-    )
+    image, one, lo, hi, scale, length = find_box(rois, level, k, along, images, lengths, scales, LEVELS, LINE, COLUMNS)
+    if LINE:  # one row of samples does
+        ratio = tl.where(along == 0, 1, ratio)
     box = boxes + k * 6 + along * 3
     tl.store(box + 2, tl.where(along == 0, image, one))
-    count = tl.where(along == 0, PH, PW)
+    count = pick(counts, along)
     live = tl.where(image >= 0, count, 0)
     bins += (k * 2 + along) * (4 * P)
     row = k * (slots_y + slots_x)
@@ -147,15 +150,16 @@ def _axis(
     TB: tl.constexpr,
 ):  # fmt: skip
     """With positions in the type of the edges; PB bins and TB of their slots at a time."""
-    window, resizes = place(lo, hi, scale, count, ratio, "count", ALIGNED)
+    RULE: tl.constexpr = "count" if SAMPLES else "cells"
+    window, resizes = place(lo, hi, scale, count, ratio, RULE, ALIGNED)
     free = origin
     begin = length
     end = tl.zeros_like(length)
     for p0 in range(0, count, PB):
         p = p0 + tl.arange(0, PB)
         pf = p.to(lo.dtype)
+        first, taps = reach(window, pf, length, RULE)
         if SAMPLES:
-            first, taps = reach(window, pf, length, "count")
             number, edge, every = _list(window, pf, length)
             number = tl.where(p < live, number, 0)
             slot = free + tl.cumsum(number) - number
@@ -163,7 +167,6 @@ def _axis(
             # They fit, and if roundings beyond all measure should bring more, nothing outside is written.
             kept = tl.minimum(number, tl.maximum(stop - slot, 0))
         else:
-            first, taps = _whole_cells(lo, hi, scale, count, pf, length)
             slot = first
             kept = tl.where(p < live, taps, 0)
         taps = tl.where(p < live, taps, 0)
@@ -241,23 +244,3 @@ def _write(tables, slot, live, window, p, sample, bins, length, scale, resizes, 
         moves = (at >= 0.0) & (at < top)
         tl.store(dlo + slot, tl.where(moves, scale * (1 - along), 0.0).to(dlo.dtype.element_ty), mask=live)
         tl.store(dhi + slot, tl.where(moves, scale * along, 0.0).to(dhi.dtype.element_ty), mask=live)
-
-
-@triton.jit
-def _whole_cells(lo, hi, scale, bins, p, length):
-    """First cell on the map of the bins p of RoIPool, and their number; see ``axis.pool_cells``."""
-    low = _round(lo * scale)
-    size = tl.maximum(_round(hi * scale) - low + 1, 1.0)
-    bin = divide(size, bins.to(lo.dtype))
-    top = length.to(lo.dtype)
-    first = tl.minimum(tl.maximum(tl.floor(p * bin) + low, 0.0), top).to(tl.int32)
-    end = tl.minimum(tl.maximum(tl.ceil((p + 1) * bin) + low, 0.0), top).to(tl.int32)
-    return first, tl.maximum(end - first, 0)
-
-
-@triton.jit
-def _round(value):
-    """Halves away from 0."""
-    whole = tl.where(value < 0, tl.ceil(value), tl.floor(value))
-    away = tl.where(tl.abs(value - whole) >= 0.5, 1.0, 0.0)
-    return whole + tl.where(value < 0, -away, away)

@@ -28,9 +28,9 @@ def halves(scales: Sequence[float]) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def strides_of(maps: Sequence[Tensor], last: bool) -> tuple[tuple[int, ...], ...]:
-    """Along n, c, y and x, for :func:`map_of`. With channels last all but one are multiples of their number."""
-    n, c, y, x = zip(*[each.stride() for each in maps], strict=True)
-    return (n, c, y, x) if last else (coded(n), coded(c), coded(y), x)
+    """Along n, c and the axes, for :func:`map_of`. With channels last all but one are multiples of their number."""
+    strides = tuple(zip(*[each.stride() for each in maps], strict=True))
+    return strides if last else (*map(coded, strides[:-1]), strides[-1])
 
 
 @triton.jit
@@ -63,10 +63,10 @@ def scale_of(upper, lower, one):
 
 
 @triton.jit
-def map_of(boxes, k, maps, sn, sc, sh, sw, c0, LAST: tl.constexpr):
+def map_of(boxes, k, maps, sn, sc, sh, sw, c0, LAST: tl.constexpr, AXES: tl.constexpr = 2):
     """A box's image, where channel c0 of that image begins in the box's map, and the map's strides along c, y and x."""
-    image = tl.load(boxes + k * 6 + 2)
-    one = tl.load(boxes + k * 6 + 5)
+    image = tl.load(boxes + k * (3 * AXES) + 2)
+    one = tl.load(boxes + k * (3 * AXES) + 5)
     along_n = pick(sn, one)
     channel = pick(sc, one)
     down = pick(sh, one)

@@ -20,10 +20,11 @@ from torch import Tensor
 from ...spec import KINDS, Pooling
 from .. import operator
 from . import blocks as fixed
-from .backward import locate, lowest_bit, mark_tiles
+from .backward import locate, lowest_bit, mark_tiles, tile_of
 from .blocks import backward_tile, bins_at_once, cdiv, forward_blocks, forward_offset, offset_type
+from .box_grad import of_edges
 from .candidates import Candidates, make_candidates, slots_of
-from .maps import coded, map_of, pick, size_of, strides_of
+from .maps import coded, map_of, strides_of
 from .tables import groups
 
 WINNERS = 2**20  # that are in memory at a time, where fewer channels would do
@@ -181,17 +182,11 @@ def _gather(
                             else:
                                 acc += tl.where((y0 + ty == y) & (x0 + tx == x), g, 0.0)
         word += 1
-    height = size_of(heights, level)
-    width = size_of(widths, level)
-    to = pick(grads, level) + (first_image + row // tiles) * all_channels * height * width
-    live = live & (y0 + ty < height) & (x0 + tx < width)
-    if LAST:
-        to += (y0.to(tl.int64) * width + x0) * all_channels + c0
-        to += (ty.to(OFFSET) * width + tx) * all_channels + c
-    else:
-        to += (c0 * height + y0) * width + x0
-        to += (c.to(OFFSET) * height + ty) * width + tx
-    tl.store(to, acc.to(to.dtype.element_ty), mask=live)
+    to, sc, sy, sx, below, beside = tile_of(
+        grads, level, first_image + row // tiles, c0, heights, widths, all_channels, y0, x0, LAST, OFFSET
+    )
+    to += ty.to(OFFSET) * sy + tx.to(OFFSET) * sx + c.to(OFFSET) * sc
+    tl.store(to, acc.to(to.dtype.element_ty), mask=live & (ty < below) & (tx < beside))
 
 
 @triton.jit
@@ -346,15 +341,15 @@ def pool_grad(
 
 def pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
     """Gradient to the rois, see ``operator.Kernels``. Whole cells do not follow a box."""
-    out = rois.new_zeros(rois.shape[0], 5)
+    out = torch.zeros_like(rois)
     if not KINDS[spec.kind].samples:
-        return out
+        return torch.zeros_like(rois)
     real = torch.promote_types(features[0].dtype, torch.float32)
     shapes = [each.shape for each in features]
     for some in groups(rois.shape[0], sum(slots_of(shapes, spec)) * (4 + 4 * real.itemsize)):
         part = None if level is None else level[some]
         candidates = make_candidates(shapes, rois[some], part, spec, real, slopes=True)
-        out[some, 1:] = _summed(grad[some], features, candidates, spec)
+        out[some, 1:] = of_edges(_summed(grad[some], features, candidates, spec), rois)
     return out
 
 

@@ -5,7 +5,8 @@ formula evaluated step by step in the type of the box. A window is the tuple (st
 ``p``, samples and cells are whole numbers held in the window's type.
 
 A rule says how a bin's samples are summed: "visit" one after the other, which are few; "count" those between two cells
-in closed form; "integral", where a bin is cut into pieces at the cells' centres and each acts as one sample.
+in closed form; "integral", where a bin is cut into pieces at the cells' centres and each acts as one sample. Whole
+cells are "cells", or "inner" where the box ends before its last one and the map's last one is never read.
 """
 
 from __future__ import annotations
@@ -23,21 +24,36 @@ def divide(a, b):
 @triton.jit
 def place(lo, hi, scale, bins, ratio, RULE: tl.constexpr, ALIGNED: tl.constexpr):
     """The window of a box along one axis, and whether its length follows the edges."""
-    offset = 0.5 if ALIGNED else 0.0
-    start = lo * scale - offset
-    size = (hi * scale - offset) - start
-    resizes = size == size
-    if RULE == "integral":
-        size = tl.maximum(size, 0.0)
-    elif not ALIGNED:
-        resizes = size > 1.0
-        size = tl.maximum(size, 1.0)
-    bin = divide(size, bins.to(lo.dtype))
-    if RULE == "integral":
-        grid = tl.zeros_like(bin) + 1
+    # One return at the end here and below: Triton goes on behind an earlier one.
+    if RULE == "cells" or RULE == "inner":
+        start = rounded(lo * scale)
+        LAST: tl.constexpr = 1 if RULE == "cells" else 0
+        size = tl.maximum(rounded(hi * scale) - start + LAST, 1.0)
+        resizes = size < size
     else:
+        offset = 0.5 if ALIGNED else 0.0
+        start = lo * scale - offset
+        size = (hi * scale - offset) - start
+        resizes = size == size
+        if RULE == "integral":
+            size = tl.maximum(size, 0.0)
+        elif not ALIGNED:
+            resizes = size > 1.0
+            size = tl.maximum(size, 1.0)
+    bin = divide(size, bins.to(lo.dtype))
+    if RULE == "visit" or RULE == "count":
         grid = tl.where(ratio > 0, ratio.to(lo.dtype), tl.maximum(tl.ceil(bin), 0.0))
+    else:
+        grid = tl.zeros_like(bin) + 1
     return (start, bin, grid), resizes
+
+
+@triton.jit
+def rounded(value):
+    """To a whole number, halves away from 0."""
+    whole = tl.where(value < 0, tl.ceil(value), tl.floor(value))
+    away = tl.where(tl.abs(value - whole) >= 0.5, 1.0, 0.0)
+    return whole + tl.where(value < 0, -away, away)
 
 
 @triton.jit
@@ -65,20 +81,27 @@ def reach(window, p, length, RULE: tl.constexpr):
     """First cell of the bins p and the number of cells; none where nothing of the bin is inside the map."""
     start, bin, grid = window
     top = (length - 1).to(bin.dtype)
-    ENDS: tl.constexpr = 2 if RULE == "integral" else 1
-    if RULE == "integral":
-        low = start + p * bin
-        high = low + bin
-        touches = tl.where(bin > 0, 1, 0) * tl.where((high > -1.0) & (low < top + 1), 1, 0)
+    if RULE == "cells" or RULE == "inner":
+        stop = top if RULE == "inner" else top + 1
+        first = tl.minimum(tl.maximum(tl.floor(p * bin) + start, 0.0), stop).to(tl.int32)
+        end = tl.minimum(tl.maximum(tl.ceil((p + 1) * bin) + start, 0.0), stop).to(tl.int32)
+        taps = tl.maximum(end - first, 0)
     else:
-        low = position(window, p, tl.zeros_like(p))
-        high = position(window, p, tl.zeros_like(p) + (grid - 1))
-        touches = tl.where(grid > 0, 1, 0) * tl.where((high >= -1.0) & (low <= top + 1), 1, 0)
-    first = tl.floor(tl.minimum(tl.maximum(low, 0.0), top)).to(tl.int32)
-    # One more where the bin ends on a cell's centre: of weight 0, but not of slope 0. And where an integral's bin ends
-    # hangs on a rounding.
-    last = tl.minimum(tl.floor(tl.minimum(tl.maximum(high, 0.0), top)).to(tl.int32) + ENDS, length - 1)
-    return first, touches * (last - first + 1)
+        ENDS: tl.constexpr = 2 if RULE == "integral" else 1
+        if RULE == "integral":
+            low = start + p * bin
+            high = low + bin
+            touches = tl.where(bin > 0, 1, 0) * tl.where((high > -1.0) & (low < top + 1), 1, 0)
+        else:
+            low = position(window, p, tl.zeros_like(p))
+            high = position(window, p, tl.zeros_like(p) + (grid - 1))
+            touches = tl.where(grid > 0, 1, 0) * tl.where((high >= -1.0) & (low <= top + 1), 1, 0)
+        first = tl.floor(tl.minimum(tl.maximum(low, 0.0), top)).to(tl.int32)
+        # One more where the bin ends on a cell's centre: of weight 0, but not of slope 0. And where an integral's bin
+        # ends hangs on a rounding.
+        last = tl.minimum(tl.floor(tl.minimum(tl.maximum(high, 0.0), top)).to(tl.int32) + ENDS, length - 1)
+        taps = touches * (last - first + 1)
+    return first, taps
 
 
 @triton.jit
@@ -133,6 +156,21 @@ def _piece(window, p, cell):
 
 
 @triton.jit
+def hat(at, cell, top, SLOPES: tl.constexpr):
+    """What a sample weighs on the cells up to ``top``; how that follows it, by the right-hand slope at a centre."""
+    clamped = tl.minimum(tl.maximum(at, 0.0), top)
+    below = tl.floor(clamped)
+    fraction = clamped - below
+    here = tl.where(cell == below, 1 - fraction, tl.where(cell == below + 1, fraction, 0.0))
+    weight = tl.where((at >= -1.0) & (at <= top + 1), here, 0.0)
+    slope = weight
+    if SLOPES:
+        slope = tl.where(cell == below, -1.0, tl.where(cell == below + 1, 1.0, 0.0))
+        slope = tl.where((at >= 0.0) & (at < top), slope, 0.0)
+    return weight, slope
+
+
+@triton.jit
 def visited(window, p, cell, bins, length, resizes, ratio, SLOPES: tl.constexpr):
     """What the bins p weigh on the cells, times the grid; how that follows the two edges, in cells."""
     _, bin, grid = window
@@ -142,15 +180,9 @@ def visited(window, p, cell, bins, length, resizes, ratio, SLOPES: tl.constexpr)
     to_hi = tl.zeros_like(weight)
     i = tl.zeros_like(p)
     for _ in range(ratio):
-        at = position(window, p, i)
-        clamped = tl.minimum(tl.maximum(at, 0.0), top)
-        below = tl.floor(clamped)
-        fraction = clamped - below
-        here = tl.where(cell == below, 1 - fraction, tl.where(cell == below + 1, fraction, 0.0))
-        weight += tl.where((at >= -1.0) & (at <= top + 1), here, 0.0)
+        here, slope = hat(position(window, p, i), cell, top, SLOPES)
+        weight += here
         if SLOPES:
-            slope = tl.where(cell == below, -1.0, tl.where(cell == below + 1, 1.0, 0.0))
-            slope = tl.where((at >= 0.0) & (at < top), slope, 0.0)
             along = tl.where(resizes, (p + (mirrored(window, i) + 0.5) / grid) / bins, 0.0)
             to_lo += slope * (1 - along)
             to_hi += slope * along
