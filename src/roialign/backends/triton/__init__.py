@@ -17,15 +17,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...spec import KINDS, MAPS, PLANAR, Call, Pooling, check_kind
+from ...spec import KINDS, MAPS, PLANAR, RANKS, Call, Pooling, check_kind
 from .. import operator, tracing
 
 # The ranks of the maps that there are kernels for, by kind.
 SERVED = {
-    "avg": PLANAR,
-    "integral": PLANAR,
-    "max": PLANAR,
-    "cells": PLANAR,
+    "avg": RANKS,
+    "integral": RANKS,
+    "max": (1, 2),
+    "cells": (1, 2),
     "ps_avg": PLANAR,
     "ps_cells": PLANAR,
 }
