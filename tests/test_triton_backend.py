@@ -102,17 +102,29 @@ def test_who_serves_what_by_default() -> None:
         "from roialign.spec import Call, Pooling\n"
         "backends.load('torchvision').DEVICES = ('cpu',)\n"
         "backends.ORDER = backends.ORDER[1:]\n"
-        "def serves(kind='avg', wants=False, scales=(1.0, 1.0), **options):\n"
-        "    rois = torch.zeros(1, 5, requires_grad=wants)\n"
-        "    call = Call([torch.ones(1, 1, 4, 4, **options)], rois, None, Pooling(kind, (2, 2), scales))\n"
+        "def serves(kind='avg', wants=False, scales=(1.0, 1.0), ratio=2, **options):\n"
+        "    rank = len(scales)\n"
+        "    spec = Pooling(kind, (2,) * rank, scales, ratio, kind == 'ps_avg')\n"
+        "    rois = torch.zeros(1, spec.columns, requires_grad=wants)\n"
+        "    call = Call([torch.ones(1, 4, *[4] * rank, **options)], rois, None, spec)\n"
         "    return backends.choose(call)\n"
         "print(serves(), serves(dtype=torch.float16), serves(dtype=torch.bfloat16), serves('integral'))\n"
         "print(serves(wants=True), serves(scales=(1.0, 2.0)))\n"
+        "print(serves('ps_avg'), serves('ps_avg', ratio=0), serves('ps_cells'))\n"
+        "print(serves('rotated'), serves('moved'), serves(scales=(1.0,)), serves(scales=(1.0,) * 3))\n"
+        "print(serves('max', scales=(1.0,)), serves('max', scales=(1.0,) * 3))\n"
         "torch.use_deterministic_algorithms(True)\n"
         "print(serves())\n"
     )
     said = interpreted(code).splitlines()
-    assert said == ["torchvision torchvision triton triton", "triton triton", "triton"]
+    assert said == [
+        "torchvision torchvision triton triton",
+        "triton triton",
+        "torchvision triton triton",
+        "triton triton triton triton",
+        "triton reference",
+        "triton",
+    ]
 
 
 @needs_triton

@@ -19,19 +19,21 @@ import pytest
 pytest.importorskip("triton")
 
 TARGETS = ("sm_80", "sm_90", "gfx942")
-PLACES = ("tables", "candidates", "maximum.choose", "maximum.sum_slopes")  # which place samples or choose among them
+# Which place samples or choose among them; and what weighs them on the spot.
+PLACES = ("tables", "candidates", "frames", "maximum.choose", "maximum.sum_slopes")
 CONTRACTS = ("forward", "backward.gather", "box_grad")  # and those that have much to fuse
 
 
 class Limits(NamedTuple):
-    """Registers of a thread by target, and as many where sums are float64; bytes of shared memory of a program."""
+    """Registers of a thread by target, and as many where sums are float64; bytes of shared memory of a program, and
+    those of a thread that may be spilled."""
 
     registers: tuple[int, int, int]
     wide: tuple[int, int, int]
     shared: tuple[int, int, int]
+    spilled: int = 24
 
 
-SPILLED = 24  # bytes of a thread, at most
 LIMITS = {
     "tables.tables": Limits((160, 160, 88), (160, 160, 88), (0, 0, 0)),
     "tables.tables with slopes": Limits((160, 168, 88), (160, 168, 88), (0, 0, 0)),
@@ -46,6 +48,16 @@ LIMITS = {
     "maximum.choose of winners": Limits((128, 128, 56), (168, 168, 64), (2048, 2048, 2048)),
     "maximum.gather": Limits((96, 96, 56), (152, 128, 80), (8192, 8192, 16384)),
     "maximum.sum_slopes": Limits((128, 128, 64), (216, 200, 88), (32, 32, 32)),
+    "gather.pool": Limits((96, 96, 40), (96, 96, 48), (256, 256, 256)),
+    "gather.gather": Limits((168, 136, 64), (168, 168, 96), (8192, 4096, 8192), 48),
+    "gather.sum_rates": Limits((128, 96, 64), (168, 168, 96), (256, 256, 256)),
+    "frames.frames": Limits((80, 80, 80), (80, 80, 80), (0, 0, 0)),
+    "gather.pool rotated": Limits((160, 160, 104), (136, 136, 104), (512, 512, 512)),
+    "gather.gather rotated": Limits((168, 168, 96), (168, 168, 96), (8192, 4096, 8192), 48),
+    "gather.sum_rates rotated": Limits((168, 168, 120), (168, 168, 128), (256, 256, 256)),
+    "gather.pool moved": Limits((120, 120, 96), (120, 120, 80), (512, 512, 512)),
+    "gather.gather moved": Limits((168, 168, 80), (168, 168, 80), (8192, 4096, 8192), 64),
+    "gather.sum_rates moved": Limits((152, 152, 128), (152, 152, 128), (256, 256, 256)),
     "guard.replace": Limits((16, 16, 16), (24, 24, 24), (0, 0, 0)),
     "guard.mark": Limits((24, 24, 16), (32, 32, 16), (0, 0, 0)),
 }
@@ -60,6 +72,15 @@ CASES: list[Case] = [
     *({"kind": "max", "bins": 14, "last": last} for last in (False, True)),
     {"kind": "max", "ratio": 0, "maps": 4, "sparse": True},
     *({"kind": "cells", "ratio": 0, "last": last} for last in (False, True)),
+    *({"kind": "ps_avg", "last": last} for last in (False, True)),
+    {"kind": "ps_avg", "bins": 14, "ratio": 0, "maps": 4, "sparse": True},
+    *({"kind": "ps_cells", "ratio": 0, "last": last} for last in (False, True)),
+    *({"kind": "rotated", "last": last} for last in (False, True)),
+    {"kind": "rotated", "bins": 14, "ratio": 0, "maps": 4, "sparse": True},
+    *({"kind": "moved", "last": last} for last in (False, True)),
+    {"kind": "moved", "ratio": 0, "maps": 4, "sparse": True},
+    *({"rank": 3, "last": last} for last in (False, True)),
+    *({"rank": 1, "kind": kind} for kind in ("avg", "max")),
 ]
 
 
@@ -83,9 +104,9 @@ def check(target: str, *cases: Case) -> set[str]:
             most = limits.wide if json.loads(case).get("dtype") == "float64" else limits.registers
             told = f"{name} for {target} of {case}: {registers} registers, {spilled} spilled, {shared} shared"
             assert registers <= most[at], told
-            assert spilled <= SPILLED, told
+            assert spilled <= limits.spilled, told
             assert shared <= limits.shared[at], told
-            if name.startswith(PLACES):
+            if name.startswith(PLACES) or name.endswith(("rotated", "moved")):
                 assert fused == 0, told
             if name.startswith(CONTRACTS):
                 assert fused > 0, told
@@ -95,6 +116,7 @@ def check(target: str, *cases: Case) -> set[str]:
 
 def test_the_usual_calls() -> None:
     cases: list[Case] = [{}, {"last": True, "ratio": 0}, {"kind": "integral", "ratio": 0}, {"kind": "max"}]
+    cases += [{"kind": "ps_avg"}, {"kind": "rotated"}, {"kind": "moved"}]
     assert check("sm_90", *cases) == set(LIMITS)
 
 

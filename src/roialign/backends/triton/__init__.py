@@ -28,6 +28,8 @@ SERVED = {
     "cells": (1, 2),
     "ps_avg": PLANAR,
     "ps_cells": PLANAR,
+    "rotated": PLANAR,
+    "moved": PLANAR,
 }
 DEVICES = ("cuda", "xpu")  # PyTorch's names; ROCm is "cuda"
 LEAST = (3, 6)  # of Triton's versions, the one that the oldest PyTorch we take comes with
