@@ -32,12 +32,13 @@ class Backend(Protocol):
 # The first that can serve a call does.
 ORDER = (
     "native",  # CPU
-    # CUDA, XPU, MPS, where torchvision is installed. Before ours: a call that it can serve rightly stays with it until
-    # ours was measured to be faster on a GPU.
-    "torchvision",
     "triton",  # CUDA, ROCm, XPU, whatever Triton drives
+    "torchvision",  # CUDA, XPU, MPS, where torchvision is installed
     "reference",  # any device, any call
 )
+# Where a kernel in Triton was measured slower than torchvision's, as the gradient of RoIPool was, or not yet at all
+# (docs/gpu.md), what torchvision can pool rightly stays with it.
+LATER = dict.fromkeys(("cells", "ps_avg", "ps_cells"), ("native", "torchvision", "triton", "reference"))
 
 
 class Availability(NamedTuple):
@@ -78,7 +79,7 @@ def available(
     rois = feature.new_empty(0, columns) if boxes is None else as_rois(feature, boxes, columns)
     call = Call([feature], rois, None, spec)
     found = {}
-    for name in ORDER:
+    for name in LATER.get(spec.kind, ORDER):
         backend = load(name)
         reason = backend.why_not(call)
         found[name] = Availability(not reason, reason, getattr(backend, "NOTE", ""))
@@ -127,7 +128,7 @@ def choose(call: Call) -> str:
         if reason:
             raise RuntimeError(f"backend {_Forced.name!r} is forced and cannot serve this call: {reason}")
         return _Forced.name
-    for name in ORDER:  # a loop, because a generator would cost a tiny call a microsecond
+    for name in LATER.get(call.spec.kind, ORDER):  # a loop: a generator would cost a tiny call a microsecond
         if not load(name).why_not(call):
             return name
     raise AssertionError("the reference serves every call")

@@ -33,7 +33,10 @@ SERVED = {
 }
 DEVICES = ("cuda", "xpu")  # PyTorch's names; ROCm is "cuda"
 LEAST = (3, 6)  # of Triton's versions, the one that the oldest PyTorch we take comes with
-NOTE = "not yet run on a GPU: only in Triton's interpreter, and compiled for sm_80, sm_90 and gfx942"
+NOTE = (
+    "run on an NVIDIA H100: means, integrals, maxima and whole cells of maps; all else, and other GPUs, only in "
+    "Triton's interpreter, and compiled for sm_80, sm_90 and gfx942"
+)
 
 _INSTALLED = find_spec("triton") is not None
 

@@ -94,8 +94,10 @@ def pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Ten
     shapes = [each.shape for each in features]
     out = torch.zeros_like(rois)
     for some in groups(rois.shape[0], 3 * row_of(shapes, spec)[0] * real.itemsize):
-        tables = make_tables(shapes, rois[some], None if level is None else level[some], spec, real, slopes=True)
+        part = None if level is None else level[some]
+        tables = make_tables(shapes, rois[some], part, spec, real, slopes=True)
         out[some, 1:] = of_edges(_summed(grad[some], features, tables, spec), rois)
+        del tables  # before those of the next boxes are made
     return out
 
 

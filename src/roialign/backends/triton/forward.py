@@ -136,8 +136,10 @@ def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooli
     shapes = [each.shape for each in features]
     gathers = real == torch.float64 or all(each.stride(1) == 1 for each in features)
     for some in groups(rois.shape[0], row_of(shapes, spec)[0] * real.itemsize):
-        tables = make_tables(shapes, rois[some], None if level is None else level[some], spec, real)
+        part = None if level is None else level[some]
+        tables = make_tables(shapes, rois[some], part, spec, real)
         _pool(features, tables, spec, gathers, out[some])
+        del tables  # before those of the next boxes are made
     return out
 
 

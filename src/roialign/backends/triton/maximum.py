@@ -281,6 +281,7 @@ def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooli
     for some in groups(rois.shape[0], sum(slots_of(shapes, spec)) * (4 + 2 * real.itemsize)):
         candidates = make_candidates(shapes, rois[some], None if level is None else level[some], spec, real)
         _find(features, candidates, spec, out[some], winners=False)
+        del candidates  # before those of the next boxes are made
     return out
 
 
@@ -350,6 +351,7 @@ def pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Ten
         part = None if level is None else level[some]
         candidates = make_candidates(shapes, rois[some], part, spec, real, slopes=True)
         out[some, 1:] = of_edges(_summed(grad[some], features, candidates, spec), rois)
+        del candidates  # before those of the next boxes are made
     return out
 
 
