@@ -87,3 +87,28 @@ def test_no_size_is_divided_by_a_plain_number() -> None:
     assert by
     plain = {float(each) for each in by if not isinstance(each, torch.Tensor) or each.dim() == 0}
     assert all(math.frexp(each)[0] == 0.5 for each in plain), plain  # the inverse of a power of two is exact
+
+
+def test_taps_of_samples_in_any_shape_and_up_to_the_border() -> None:
+    """Beyond the first and the last centre one cell has all the weight, and beyond the border none."""
+    position = torch.tensor([[3.5, 3.0, 1.25], [-0.5, 4.5, -1.0]], dtype=torch.float64)
+    cells, weights = axis.sample_taps(position, 4)
+    assert cells[0].tolist() == [[3, 3], [3, 3], [1, 2]]
+    assert cells[1].tolist() == [[0, 1], [0, 1], [0, 1]]  # beyond L whichever
+    assert weights[0].tolist() == [[1, 0], [1, 0], [0.75, 0.25]]
+    assert weights[1].tolist() == [[1, 0], [0, 0], [1, 0]]
+
+
+def test_sine_and_cosine_of_an_angle_are_rounded_once() -> None:
+    """In float32 alone PyTorch's sine is often one unit off: every backend has that of float64, rounded."""
+    boxes = torch.zeros(5000, 5)
+    boxes[:, 4] = torch.linspace(-7, 7, 5000)
+    frame = axis.rotated_frame(boxes, (1, 1), (1.0, 1.0), 2, True)
+    assert frame.sin.tolist() == [float(torch.tensor(math.sin(angle))) for angle in boxes[:, 4].tolist()]
+    assert frame.cos.tolist() == [float(torch.tensor(math.cos(angle))) for angle in boxes[:, 4].tolist()]
+
+
+def test_where_no_sample_lies_nothing_is_weighed_however_far_the_next_one_is() -> None:
+    """Their positions are no numbers any more; the few on the map are lost among 1e200."""
+    lo, hi = torch.tensor([-1e200], dtype=torch.float64), torch.tensor([1e200], dtype=torch.float64)
+    assert axis.mean_matrix(axis.align_window(lo, hi, 1, 0.25, 0, True), 1, 5).tolist() == [[[0.0] * 5]]
