@@ -100,14 +100,14 @@ def test_boxes_are_cut_counted_and_named(photos: Path, tmp_path: Path) -> None:
     assert (first.crowds.tolist(), first.crowd_labels.tolist()) == ([[40, 30, 100, 50]], [1])
     assert (first.left_out, second.left_out, data.left_out) == (8, 0, 8)
     assert data.notes == [
-        f"{tmp_path / 'c.json'}: 8 boxes are left out: annotations[2] (id 102): bbox has no area inside its image, "
-        "annotations[3] (id 103): bbox has no area inside its image, "
-        "annotations[4] (id 104): bbox has no area inside its image, ..."
+        f"{tmp_path / 'c.json'}: 8 boxes are left out: annotations[2] (id 102): no area inside its image, "
+        "annotations[3] (id 103): no area inside its image, "
+        "annotations[4] (id 104): no area inside its image, ..."
     ]
     three = load(photos, tmp_path, lambda c: [each.update(bbox=[1, 1, 0, 0]) for each in c["annotations"]])
-    assert re.search(r": 3 boxes are left out: .*\(id 6\): bbox has no area inside its image$", three.notes[0])
+    assert re.search(r": 3 boxes are left out: .*\(id 6\): no area inside its image$", three.notes[0])
     data = load(photos, tmp_path, put("annotations", 0, "bbox", [math.nan, 1, 2, 3]))
-    assert data.notes[0].endswith(": 1 boxes are left out: annotations[0] (id 4): bbox is not finite")
+    assert data.notes[0].endswith(": 1 boxes are left out: annotations[0] (id 4): not finite")
 
 
 def text_ids(content: Content) -> None:
@@ -212,21 +212,28 @@ def test_what_is_wrong_is_said_with_its_place(photos: Path, tmp_path: Path, chan
         ("c.json", b'{"info": 1, "images": [], "images": []}', "an object has the key 'images' twice"),
         ("c.json", b"\xff\xd8\xff\xe0" + bytes(range(200)), "not JSON"),
         ("c.json", b"1" * 5000, "not JSON"),
-        ("a.txt", b"0 0.5 0.5 0.25 0.1\n1 0.5 0.5 0.2 0.1\n", r"YOLO's labels\? supervision's .*from_yolo.*as_coco"),
+        ("c.json", b"<annotation/>", "not JSON: .*; expected COCO's JSON"),
+        ("a.txt", b"0 0.5 0.5 0.25 0.1\n1 0.5 0.5 0.2 0.1\n", "YOLO's labels; name the yaml"),
+        ("a", b"1 1 1 1 1\n", "YOLO's labels; name the yaml"),
         ("a.txt", b"0 0.5 0.5 0.25\n", "expected COCO"),
         ("a.txt", b"no table of boxes in here\n", "expected COCO"),
-        ("data.yaml", b"names: [tree]\n", "YOLO"),
+        ("data.yaml", b"names: [tree]\n", "train: no images there"),
         ("a.xml", b"", "Pascal VOC"),
         ("a.txt", b"<annotation><object/></annotation>", "Pascal VOC"),
+        ("a.xml", b"<annotation><object/></annotation>", "a file of Pascal VOC's; name their folder"),
+        ("a", b"\xef\xbb\xbf <annotation>", "a file of Pascal VOC's; name their folder"),
+        ("boxes.csv", b"hello\n", "line 1: no 'image_path' among the headings"),
+        ("boxes", b"a.png,1,2,3,4,tree\n", "line 1: no 'image_path' among the headings"),
+        *(("boxes", row, "expected COCO") for row in (b"1,2,3\n", b"1,2,3,4,5\n")),
+        *(("boxes", start + b"1, 2, 3, 4, 5, 6,\n", "not JSON.*expected COCO") for start in (b"[", b'{"images": [')),
+        ("a.txt", b"hello", "expected COCO's JSON, YOLO's yaml, a folder of Pascal VOC's or a table of boxes"),
         (
-            "a.xml",
-            b"<annotation><object/></annotation>",
-            r"Pascal VOC's XML\? supervision's .*from_pascal_voc.*as_coco",
+            "a.png",
+            b"\x89PNG\r\n\x1a\n",
+            "expected COCO's JSON, YOLO's yaml, a folder of Pascal VOC's or a table of boxes",
         ),
-        ("boxes.csv", b"image_path,xmin,ymin,xmax,ymax,label\na.png,1,2,3,4,tree\n", r"a table\? docs/detection\.md"),
-        ("boxes", b"1,2,3,4\n", r"a table\? docs/detection\.md"),
-        ("boxes", b"1,2,3\n", "expected COCO"),
-        *(("boxes", start + b"1, 2, 3, 4,\n", "expected COCO") for start in (b"[", b'{"images": [')),
+        ("a", b"", "expected COCO's JSON, YOLO's yaml"),
+        ("a", b"{", "not JSON"),
     ],
 )
 def test_other_files_are_told_apart(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -237,17 +244,32 @@ def test_other_files_are_told_apart(tmp_path: Path, name: str, content: bytes, m
 
 
 def test_folders_are_told_apart(tmp_path: Path) -> None:
-    for inside, message in (
-        ("", "a folder; expected COCO"),
-        ("1.txt", "a folder; YOLO"),
-        ("1.xml", "a folder; Pascal VOC"),
-    ):
-        folder = tmp_path / f"of {inside}"
+    cases: list[tuple[tuple[str, ...], str]] = [
+        ((), "a folder; expected COCO's JSON, YOLO's yaml, a folder"),
+        (("a.jpg",), "a folder; expected COCO's JSON"),
+        (("1.txt",), "a folder; YOLO's labels; name the yaml"),
+        (("labels/1.txt", "images/1.jpg", "classes.txt"), "a folder; YOLO's labels; name the yaml"),
+        (("1.xml",), "1.xml: not XML: no element found"),
+        (("Annotations/1.xml", "JPEGImages/1.jpg"), "Annotations/1.xml: not XML"),
+        (("Annotations/1.txt",), "no XML files"),
+        (("data.yaml", "other.yaml"), "data.yaml: got .*; expected YOLO's names: and train:"),
+        (("a.yaml", "b.yml"), r"a folder; name one of those in it: \['a.yaml', 'b.yml'\]"),
+        (("result.json", "images/a.jpg"), "result.json: not JSON"),
+        (("annotations/instances_default.json", "images/a.jpg"), "instances_default.json: not JSON"),
+        (("annotations/a.json", "annotations/b.json"), r"name one of those in it: \['annotations/a.json', 'annot"),
+        (("train/_annotations.coco.json", "valid/_annotations.coco.json"), r"those in it: \['train', 'valid'\]"),
+        (("VOC2007/Annotations/a.xml", "VOC2012/Annotations/b.xml"), r"those in it: \['VOC2007', 'VOC2012'\]"),
+        (("boxes.csv",), "boxes.csv: no boxes below the headings"),
+    ]
+    for number, (files, message) in enumerate(cases):
+        folder = tmp_path / str(number)
         folder.mkdir()
-        if inside:
-            (folder / inside).touch()
-        with pytest.raises(ValueError, match=message):
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+        with pytest.raises(ValueError, match=message) as caught:
             CocoData(folder)
+        assert str(caught.value).startswith(str(folder))
     with pytest.raises(FileNotFoundError, match=r"gone\.json: no such file"):
         CocoData(tmp_path / "gone.json")
 
@@ -364,23 +386,3 @@ def test_the_digest_is_of_what_counts(photos: Path, tmp_path: Path) -> None:
         put("images", 0, "id", 1) and text_ids,
     ):
         assert load(photos, tmp_path, change).digest() != digest
-
-
-def test_the_documented_lines_convert_a_table(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "detection.md").read_text(encoding="utf-8")
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "csv" in block)
-    rows = (
-        "image_path,xmin,ymin,xmax,ymax,label",
-        "b.png,1,2,4,6,tree",
-        "a.png,5,5,9,8.5,bush",
-        "b.png,0,0,60,50,tree",
-    )
-    (tmp_path / "boxes.csv").write_text("\n".join(rows), encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code, "detection.md", "exec"), {})
-    data = CocoData("boxes.json", photos)
-    assert [(entry.id, entry.width, entry.boxes.tolist(), entry.labels.tolist()) for entry in data.entries] == [
-        ("b.png", 60, [[1, 2, 4, 6], [0, 0, 60, 50]], [1, 1]),
-        ("a.png", 100, [[5, 5, 9, 8.5]], [2]),
-    ]
-    assert data.classes == ["tree", "bush"]

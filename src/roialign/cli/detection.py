@@ -12,13 +12,17 @@ from typing import Annotated, Any
 
 import typer
 
-from ..detection.recipe import OPTIONS, RECIPE, Recipe
+from ..detection.recipe import ANNOTATIONS, CLASSES, COLUMNS, IMAGES, OPTIONS, RECIPE, Recipe
 from ..detection.recipe import resume as resumed
 from ..terminal import make_console, shown
 
 commands = typer.Typer()
 
-Images = Annotated[Path | None, typer.Option(help="Folder of the images. Default: that of the annotations.")]
+Images = Annotated[Path | None, typer.Option(help=IMAGES)]
+Part = Annotated[
+    str | None, typer.Option(help="train, val or test, of a YOLO yaml or a VOC folder with lists of images.")
+]
+Columns = Annotated[str | None, typer.Option(help=COLUMNS)]
 Tile = Annotated[
     int | None, typer.Option(min=0, help="Side of a tile in pixels; 0: whole images. Default: the model's.")
 ]
@@ -77,8 +81,13 @@ def train(
 
 @commands.command()
 def evaluate(
-    annotations: Annotated[Path | None, typer.Argument(help="COCO JSON. Default: the package's held-out part.")] = None,
+    annotations: Annotated[
+        Path | None, typer.Argument(help=f"{ANNOTATIONS} Default: the package's held-out part.")
+    ] = None,
     images: Images = None,
+    part: Part = None,
+    classes: Annotated[str | None, typer.Option(help=CLASSES)] = None,
+    columns: Columns = None,
     weights: Weights = None,
     json: Annotated[Path | None, typer.Option(help="Write the metrics there.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("evaluate"),
@@ -97,10 +106,28 @@ def evaluate(
             make_console(),
             weights=weights,
             json_file=json,
+            part=part,
+            classes=classes,
+            columns=columns,
             tile=tile,
             overlap=overlap,
             batch=batch,
         )
+
+
+@commands.command()
+def convert(
+    annotations: Annotated[Path, typer.Argument(help=ANNOTATIONS)],
+    out: Annotated[Path, typer.Option(help="The file to write. One that is there is never replaced.")],
+    images: Images = None,
+    part: Part = None,
+    columns: Columns = None,
+) -> None:
+    """Write annotations of any format as COCO JSON: what training and judging make of them."""
+    from ..detection.convert import convert
+
+    with _plain_errors("convert"):
+        convert(annotations, out, make_console(), images=images, part=part, columns=columns)
 
 
 @commands.command()

@@ -16,12 +16,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..outputs import Folder, check_files, write_atomically
-from ..samples import HELDOUT, TRAIN
 from ..terminal import cell, say
 from . import pictures
 from .checkpoint import default_checkpoint
 from .datasets import CocoData, open_photo
 from .evaluation import Report, evaluate_found
+from .inputs import fit_to_model, judged_data, training_data
 from .model import build_detector
 from .predict import RECORDS, load, processes, progress_bar
 from .recipe import RECIPE, Recipe, pack
@@ -46,7 +46,7 @@ CROWDED: dict[str, Any] = {
 
 
 def train(recipe: Recipe, out: Path, console: Console, *, resume: bool = False) -> list[dict[str, float]]:
-    """Train a detector on a COCO data set.
+    """Train a detector on a data set.
 
     Args:
         recipe: how. Without ``annotations`` the data are the tree crowns that the package ships, judged by their
@@ -66,10 +66,11 @@ def train(recipe: Recipe, out: Path, console: Console, *, resume: bool = False) 
             file is in the way that no run of ours has left.
         ValueError: nothing to learn from, or data, weights or the state to go on from do not fit.
     """
-    data, held = _data(recipe)
+    data, held = training_data(recipe)
     if not len(data.boxes):
         raise ValueError(f"{data.path}: no boxes to learn from")
     blind = held is not None and not len(held.boxes)
+    notes = held.notes if held and held.notes is not data.notes else []
     if blind:
         held = None
     packed = pack(recipe)
@@ -83,7 +84,7 @@ def train(recipe: Recipe, out: Path, console: Console, *, resume: bool = False) 
     main = processes().is_main_process
     with Folder(out, writes=main) as folder:
         if main:
-            folder.protect([recipe.annotations, recipe.val, recipe.weights])
+            folder.protect([*data.files, *(held.files if held else ()), recipe.weights])
             folder.claim(RECIPE, SHEET, LOG, PLOT)
         start = _start(recipe, console if main else None)
         # Small crops learn fast, large tiles detect fast.
@@ -92,7 +93,7 @@ def train(recipe: Recipe, out: Path, console: Console, *, resume: bool = False) 
         if main:
             folder.write(RECIPE, packed)
             _draw_sheet(trainer)
-            _announce(console, trainer, done, held.notes if held and recipe.val else [], blind)
+            _announce(console, trainer, done, notes, blind)
         columns = ("epoch {task.fields[epoch]}", "{task.fields[text]}")
         parts = (TextColumn(columns[0]), BarColumn(12), TextColumn(columns[1]), TimeRemainingColumn())
         with Progress(*parts, console=console, disable=not main) as progress:
@@ -145,21 +146,6 @@ def _trainer(
     longest = float((data.boxes[:, 2:] - data.boxes[:, :2]).amax(1).quantile(0.99))
     overlap = min(tile // 2, math.ceil(1.25 * longest / 8) * 8)
     return Trainer(model, data, held, recipe, folder, {"tile": tile, "overlap": overlap, "seed": recipe.seed})
-
-
-def _data(recipe: Recipe) -> tuple[CocoData, CocoData | None]:
-    """What to learn from, and what to judge by."""
-    if recipe.annotations is None:
-        return CocoData(TRAIN), CocoData(HELDOUT)
-    data = CocoData(recipe.annotations, recipe.images)
-    if recipe.val is not None:
-        held = CocoData(recipe.val, recipe.images)
-        if held.classes != data.classes:
-            raise ValueError(
-                f"{recipe.val}: its classes are {held.classes}; those of {recipe.annotations} are {data.classes}"
-            )
-        return data, held
-    return data.split(recipe.val_split, recipe.seed) if recipe.val_split else (data, None)
 
 
 def _start(recipe: Recipe, console: Console | None) -> str | None:
@@ -225,35 +211,37 @@ def evaluate(
     *,
     weights: Path | None = None,
     json_file: Path | None = None,
+    part: str | None = None,
+    classes: str | None = None,
+    columns: str | None = None,
     tile: int | None = None,
     overlap: int | None = None,
     batch: int = 1,
 ) -> Report:
-    """Judge a detector on a COCO data set: a table, and in ``out`` two pictures and all detections.
+    """Judge a detector on a data set: a table, and in ``out`` two pictures and all detections.
 
     ``precision_recall.png``, ``worst.png`` and ``detections.json``, which has the form of COCO's results and the ids of
     the data set.
 
     Args:
         annotations: the data set; None: the held-out part of the tree crowns that the package ships.
-        images: the folder of the images; None: that of the annotations.
+        images: the folder of the images; None: as the format has it.
         out: folder for these files.
         console: where to report.
         weights: the detector's file; None: the one that the package ships.
         json_file: where to write the metrics.
+        part: ``"train"``, ``"val"`` or ``"test"``; None: ``"val"`` where there are parts.
+        classes, columns: as ``--classes`` and ``--columns``.
         tile, overlap, batch: as in :func:`roialign.detection.detect`.
 
     Raises:
         ValueError: the detector knows other classes.
         FileExistsError: a file is in the way that no run of ours has left.
     """
-    data = CocoData(HELDOUT) if annotations is None else CocoData(annotations, images)
+    data = judged_data(annotations, images, part, classes, columns)
     model = load(weights)
-    count = model.description["num_classes"] - 1
-    classes = model.card.get("classes", data.classes if len(data.classes) == count else f"{count} without names")
-    if classes != data.classes:
-        raise ValueError(f"{data.path}: its classes are {data.classes}; the detector's are {classes}")
-    inputs = [data.path, weights, *(entry.file for entry in data.entries)]
+    data = fit_to_model(data, model)
+    inputs = [*data.files, weights, *(entry.file for entry in data.entries)]
     check_files([json_file, *(out / name for name in (CURVE, WORST, RECORDS))], inputs)
     with Folder(out) as folder:
         folder.protect(inputs)

@@ -1,10 +1,10 @@
-"""COCO data sets: what is read from annotations and images."""
+"""Data sets: what is read from annotations of any format and from their images."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,23 +12,29 @@ from torch import Tensor
 
 from .annotations import Entry as Entry
 from .annotations import ImageId as ImageId
-from .annotations import read_coco
+from .fields import shown, some
+from .formats import COLUMNS, Source, read
 from .images import Photo
 
 
 class CocoData:
-    """A COCO annotation file and its images.
+    """Annotations and their images, as COCO has them whatever their format.
 
-    Boxes are cut to the image, and those without area are left out. Crowds (``iscrowd``) are kept apart, with their
-    class. Classes are numbered from 1 in the order of their ids. Image ids may be text. What is wrong in the file, or
-    in how it goes with the images, is an error here and not in the middle of the work.
+    Boxes are cut to the image, and those without area are left out. Crowds (``iscrowd``, ``ignore``, ``difficult``) are
+    kept apart, with their class. Classes are numbered from 1: COCO's in the order of their ids, YOLO's in the yaml's,
+    others in the alphabet's. Image ids may be text; where a format has none, images and categories are counted from 1.
+    What is wrong in the annotations, or in how they go with the images, is an error here and not in the middle of the
+    work.
 
     Args:
-        annotations: the JSON file, in UTF-8.
-        images: the folder of the images; None: the annotations' own.
+        annotations: COCO's JSON, YOLO's yaml, Pascal VOC's folder, a table of boxes, or a folder with one of them.
+        images: the folder of the images; None: as the format has it, mostly the annotations' own.
+        part: ``"train"``, ``"val"`` or ``"test"``, where annotations are parted so; None: everything.
+        columns: of a table: the headings of image, x1, y1, x2, y2 and class.
 
     Attributes:
-        path: the JSON file.
+        path: the annotations, as they were named.
+        files: what was read of them.
         entries: the images with their boxes, in the file's order: the one truth of training and of all measures.
         classes: the names of the classes, from label 1.
         category_ids: their ids in the file.
@@ -37,14 +43,43 @@ class CocoData:
 
     Raises:
         FileNotFoundError: the annotations or some images are not there.
-        ValueError: the file is not COCO's, with what is wrong where in it, in one line; or an image is damaged.
+        ValueError: what is wrong where, in one line; or an image is damaged.
     """
 
-    def __init__(self, annotations: str | Path, images: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        annotations: str | Path,
+        images: str | Path | None = None,
+        part: str | None = None,
+        columns: Sequence[str] = COLUMNS,
+    ) -> None:
         self.path = Path(annotations)
-        coco = read_coco(self.path, self.path.parent if images is None else Path(images))
-        self.entries, self.notes = coco.entries, coco.notes
-        self.category_ids, self.classes = list(coco.categories), list(coco.categories.values())
+        checked = read(Source(self.path, None if images is None else Path(images), part, columns))
+        self.entries, self.notes, self.files = checked.entries, checked.notes, checked.files
+        self.category_ids, self.classes = list(checked.categories), list(checked.categories.values())
+        folded = [name.casefold() for name in self.classes]
+        alike = [shown(name) for name in sorted(set(self.classes)) if folded.count(name.casefold()) > 1]
+        if len(alike) > 1:
+            self.notes.append(some(f"{self.path}: {len(alike)} classes differ by upper and lower case only", alike))
+
+    def with_classes(self, names: Sequence[str], ids: Sequence[int], labels: Mapping[int, int]) -> CocoData:
+        """The same images with other classes.
+
+        Args:
+            names: the classes.
+            ids: their ids.
+            labels: for each label that stays the new one; boxes of others are left out, and said.
+        """
+        other = self._part(range(len(self.entries)))
+        other.classes, other.category_ids = list(names), list(ids)
+        lookup = torch.tensor([0, *(labels.get(label, 0) for label in range(1, len(self.classes) + 1))])
+        other.entries = [_relabelled(entry, lookup) for entry in self.entries]
+        gone = torch.cat([entry.labels[lookup[entry.labels] == 0] for entry in self.entries])
+        counts = gone.bincount(minlength=len(self.classes) + 1).tolist()
+        told = [f"{count} of {shown(name)}" for name, count in zip(self.classes, counts[1:], strict=True) if count]
+        if told:
+            other.notes = [*self.notes, some(f"{self.path}: boxes of other classes are left out", told)]
+        return other
 
     def split(self, fraction: float, seed: int) -> tuple[CocoData, CocoData]:
         """Two parts of whole images, the second with about ``fraction`` of them and at least one.
@@ -83,13 +118,26 @@ class CocoData:
         return torch.cat([entry.boxes for entry in self.entries]) if self.entries else torch.empty(0, 4)
 
     def digest(self) -> str:
-        """A short name of the data set's content, the pixels and the folder aside."""
+        """A short name of the data set's content, the pixels, the folders and the format aside."""
         content: list[object] = [self.category_ids, self.classes]
         content += [
-            [entry.id, entry.name, entry.width, entry.height, *(values.tolist() for values in entry[4:9])]
+            [entry.id, entry.file.name, entry.width, entry.height, *(values.tolist() for values in entry[4:9])]
             for entry in self.entries
         ]
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+
+
+def _relabelled(entry: Entry, lookup: Tensor) -> Entry:
+    """The entry with new labels; 0: the box is left out."""
+    labels, crowds = lookup[entry.labels], lookup[entry.crowd_labels]
+    keep, crowd = labels > 0, crowds > 0
+    return entry._replace(
+        boxes=entry.boxes[keep],
+        labels=labels[keep],
+        areas=entry.areas[keep],
+        crowds=entry.crowds[crowd],
+        crowd_labels=crowds[crowd],
+    )
 
 
 def open_photo(file: Path, width: int, height: int) -> Photo:

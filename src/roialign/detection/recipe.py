@@ -13,6 +13,11 @@ import typer
 
 RECIPE = "train.json"
 FREE = "may be given anew when a training goes on"
+# Of options that several commands have.
+ANNOTATIONS = "COCO JSON, YOLO yaml, Pascal VOC folder or CSV."
+IMAGES = "Folder of the images. Default: as the format has it, mostly that of the annotations."
+CLASSES = "Which classes count, and as what: tree,bush or tree=crown. Default: all."
+COLUMNS = "A CSV's headings of image, x1, y1, x2, y2, class. Default: image_path,xmin,ymin,xmax,ymax,label."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,16 +29,19 @@ class Recipe:
     others say only how long to go on and who prepares the crops.
     """
 
-    annotations: Annotated[Path | None, typer.Argument(help="COCO JSON. Default: the package's tree crowns."), FREE] = (
-        None
-    )
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of the images. Default: that of the annotations."), FREE
+    annotations: Annotated[
+        Path | None, typer.Argument(help=f"{ANNOTATIONS} Default: the package's tree crowns."), FREE
     ] = None
-    val: Annotated[Path | None, typer.Option(help="A second COCO JSON to judge by."), FREE] = None
+    images: Annotated[Path | None, typer.Option(help=IMAGES), FREE] = None
+    val: Annotated[
+        Path | None, typer.Option(help="Others to judge by. Default: the val of a YOLO yaml or a VOC folder."), FREE
+    ] = None
+    val_images: Annotated[Path | None, typer.Option(help="Folder of the images of --val."), FREE] = None
     val_split: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Without one, the part of the images to hold out.")
+        float, typer.Option(min=0, max=0.9, help="Without any, the part of the images to hold out.")
     ] = 0.2
+    classes: Annotated[str | None, typer.Option(help=CLASSES)] = None
+    columns: Annotated[str | None, typer.Option(help=COLUMNS), FREE] = None
     weights: Annotated[
         str | None, typer.Option(help="File or torchvision's name. Default: the package's detector.")
     ] = None

@@ -1,0 +1,129 @@
+"""Which data a command is about: parts of annotations, classes, what to learn from and what to judge by."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from torchvision.models.detection import FasterRCNN
+
+from ..samples import HELDOUT, TRAIN
+from .classes import match, parse, select
+from .datasets import CocoData
+from .fields import shown, some
+from .formats import COLUMNS, parts
+from .recipe import Recipe
+
+
+def training_data(recipe: Recipe) -> tuple[CocoData, CocoData | None]:
+    """What to learn from, and what to judge by, with the same classes.
+
+    Raises:
+        FileNotFoundError: the annotations or some images are not there.
+        ValueError: what is wrong in them, or their classes do not fit.
+    """
+    if recipe.val_images is not None and recipe.val is None:
+        raise ValueError("--val-images: there is no --val whose images it could name")
+    if recipe.annotations is None:
+        return _choose(CocoData(TRAIN), recipe.classes), _choose(CocoData(HELDOUT), recipe.classes)
+    columns = headings(recipe.columns)
+    data = _choose(_take(recipe.annotations, recipe.images, "train", columns), recipe.classes)
+    if recipe.val is not None:
+        held = _take(recipe.val, recipe.val_images or recipe.images, "val", columns)
+    elif "val" in parts(recipe.annotations):
+        held = CocoData(recipe.annotations, recipe.images, "val", columns)
+    else:
+        return data.split(recipe.val_split, recipe.seed) if recipe.val_split else (data, None)
+    held = _matched(_choose(held, recipe.classes, all=False), data.classes, data.category_ids, str(data.path))
+    learned = {os.path.realpath(entry.file) for entry in data.entries}
+    both = [repr(str(entry.file)) for entry in held.entries if os.path.realpath(entry.file) in learned]
+    if both:
+        heading = f"{held.path}: {len(both)} images to judge by are learned from too, so the measures flatter"
+        held.notes = [*held.notes, some(heading, both)]
+    return data, held
+
+
+def judged_data(
+    annotations: Path | None,
+    images: Path | None = None,
+    part: str | None = None,
+    classes: str | None = None,
+    columns: str | None = None,
+) -> CocoData:
+    """What to judge by: a part, or of what has parts ``val``.
+
+    Raises:
+        FileNotFoundError: the annotations or some images are not there.
+        ValueError: what is wrong in them, or in what is asked for.
+    """
+    if annotations is None:
+        return _choose(CocoData(HELDOUT), classes)
+    if part is None:
+        return _choose(_take(annotations, images, "val", headings(columns)), classes)
+    return _choose(CocoData(annotations, images, part, headings(columns)), classes)
+
+
+def fit_to_model(data: CocoData, model: FasterRCNN) -> CocoData:
+    """The data with the detector's classes, which are the data's by name; ids stay the data's.
+
+    Raises:
+        ValueError: the detector lacks a class.
+    """
+    count = model.description["num_classes"] - 1
+    if "classes" in model.card:
+        classes = model.card["classes"]
+        return _matched(data, classes, model.card.get("category_ids", range(1, count + 1)), "the detector")
+    if len(data.classes) != count:
+        raise ValueError(f"{data.path}: its classes are {data.classes}; the detector's are {count} without names")
+    return data
+
+
+def headings(columns: str | None) -> Sequence[str]:
+    """Those of a table that hold image, x1, y1, x2, y2 and class.
+
+    Raises:
+        ValueError: they are not six.
+    """
+    if columns is None:
+        return COLUMNS
+    try:
+        names = [name.strip() for name in next(iter(csv.reader([columns], strict=True)), [])]
+    except csv.Error:
+        names = []
+    if len(set(filter(None, names))) != len(COLUMNS) or len(names) != len(COLUMNS):
+        raise ValueError(f"--columns: got {shown(columns)}; expected six headings, such as {','.join(COLUMNS)}")
+    return names
+
+
+def _take(path: Path, images: Path | None, usual: str, columns: Sequence[str]) -> CocoData:
+    """Annotations, or the usual part of them if they have parts."""
+    return CocoData(path, images, usual if parts(path) else None, columns)
+
+
+def _choose(data: CocoData, classes: str | None, all: bool = True) -> CocoData:
+    """The data with the classes that ``--classes`` names; unless ``all``, it may lack some."""
+    if classes is None:
+        return data
+    try:
+        names, labels = select(data.classes, parse(classes), all)
+    except ValueError as error:
+        raise ValueError(f"{data.path}: {error}") from None
+    first = {new: old for old, new in sorted(labels.items(), reverse=True)}
+    unused = iter(set(range(1, len(data.classes) + len(names) + 1)) - set(data.category_ids))
+    ids = [data.category_ids[first[new] - 1] if new in first else next(unused) for new in range(1, len(names) + 1)]
+    return data.with_classes(names, ids, labels)
+
+
+def _matched(data: CocoData, classes: Sequence[str], ids: Sequence[int], whose: str) -> CocoData:
+    """The data with others' classes; ids are the data's where it has the class."""
+    try:
+        labels = match(data.classes, classes, whose)
+    except ValueError as error:
+        raise ValueError(f"{data.path}: {error}") from None
+    own = {new: data.category_ids[old - 1] for old, new in labels.items()}
+    taken = set(own.values())
+    free = iter(number for number in range(1, 2 * len(classes) + len(taken) + 1) if number not in taken | set(ids))
+    others = [number if number not in taken else next(free) for number in ids]
+    return data.with_classes(classes, [own.get(new, others[new - 1]) for new in range(1, len(classes) + 1)], labels)
