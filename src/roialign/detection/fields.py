@@ -6,10 +6,12 @@ import math
 import re
 import reprlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 EXAMPLES = 3  # of one fault, in a message
+LONGEST = 300  # characters of a path or of one such example; of a longer one its ends
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
 _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf|infinity)", re.ASCII | re.IGNORECASE)
@@ -68,7 +70,16 @@ def flag(value: Any) -> bool | None:
 def some(heading: str, examples: Iterable[str]) -> str:
     """A line with the first few examples."""
     every = list(examples)
-    return f"{heading}: {', '.join(every[:EXAMPLES])}{', ...' if len(every) > EXAMPLES else ''}"
+    return f"{heading}: {', '.join(map(_ends, every[:EXAMPLES]))}{', ...' if len(every) > EXAMPLES else ''}"
+
+
+def path_shown(path: Path) -> str:
+    """A path in one line, short if anybody made it long."""
+    return _ends(repr(str(path)))
+
+
+def _ends(line: str) -> str:
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]}...{line[-LONGEST // 2 :]}"
 
 
 def shown(value: Any) -> str:

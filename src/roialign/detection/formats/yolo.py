@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ..annotations import Annotations, Box, Picture
-from ..fields import number, number_in, shown, text, whole
+from ..fields import number, number_in, path_shown, shown, text, whole
 from ..images import SUFFIXES
 from .outlines import around_points
 from .source import PARTS, Source, read_text, within
@@ -69,7 +69,7 @@ def read(source: Source) -> Annotations:
             boxes.append(Box(index, category + 1, corners))
             places.append(f"{place}: line {line}")
     if len(bare) == len(files):
-        raise ValueError(f"no label files: for {bare[0]} expected {str(_expected(files[0])[0])!r}")
+        raise ValueError(f"no label files: for {bare[0]} expected {path_shown(_expected(files[0])[0])}")
     pictures = [Picture(k, within(file, folder), file, within(file, folder)) for k, file in enumerate(files, 1)]
     told = {"images have no label file and count as images without objects": bare}
     categories = {category + 1: name for category, name in sorted(names.items())}
@@ -160,7 +160,7 @@ def _found(roots: Sequence[Path], name: str, part: str) -> Path:
     for candidate in (root / each for root in roots for each in names):
         if os.path.exists(candidate):
             return candidate
-    raise FileNotFoundError(f"{part}: {str(roots[0] / name)!r} is not there")
+    raise FileNotFoundError(f"{part}: {path_shown(roots[0] / name)} is not there")
 
 
 def _listed(path: Path, part: str) -> list[Path]:
@@ -168,7 +168,7 @@ def _listed(path: Path, part: str) -> list[Path]:
     if os.path.isdir(path):
         return [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
     if path.suffix.lower() != ".txt":
-        raise ValueError(f"{part}: got {str(path)!r}; expected a folder, or a list of images in a .txt")
+        raise ValueError(f"{part}: got {path_shown(path)}; expected a folder, or a list of images in a .txt")
     names = [line.strip() for line in read_text(path, shown(path)).splitlines()]
     return [path.parent / name for name in names if name]
 
