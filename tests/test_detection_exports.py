@@ -74,10 +74,10 @@ def test_ends_of_names_must_differ_and_lead_somewhere(tmp_path: Path) -> None:
         CocoData(file)
     file = coco(tmp_path / "c.json", ["x/a.jpg", "x/b.jpg", "x/c.jpg"], BOX)
     image(tmp_path / "b.jpg")
-    with pytest.raises(FileNotFoundError, match=r"1 of 3 images are not there: '[^']*/c.jpg'$"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 images are not there: '[^']*/c.jpg'; --images names their"):
         CocoData(file)
     image(tmp_path / "x" / "a.jpg")  # one is where it should be, so the others should be there too
-    with pytest.raises(FileNotFoundError, match=r"2 of 3 images are not there: '[^']*x/b.jpg', '[^']*x/c.jpg'$"):
+    with pytest.raises(FileNotFoundError, match=r"2 of 3 images are not there: '[^']*x/b.jpg', '[^']*x/c.jpg'; --im"):
         CocoData(file)
 
 
@@ -269,6 +269,7 @@ SIZE = "<size><width>100</width><height>80</height><depth>3</depth></size>"
         ("Annotations/sub/a.xml", "JPEGImages/sub/a.jpg", "a.jpg"),
         ("Annotations/sub/a.xml", "JPEGImages/sub/a.jpg", "sub/a.jpg"),  # CVAT
         ("Annotations/a.xml", "Annotations/a.jpg", "a.jpg"),
+        ("VOC2012/Annotations/a.xml", "VOC2012/JPEGImages/a.jpg", "a.jpg"),
     ],
 )
 def test_voc_folders(xml: str, photo: str, name: str, tmp_path: Path) -> None:
@@ -278,7 +279,7 @@ def test_voc_folders(xml: str, photo: str, name: str, tmp_path: Path) -> None:
     cases = ((SIZE, "", 0), ("", "<difficult>0</difficult>", 0), (unknown, "<difficult>1</difficult>", 1))
     for size, more, crowds in cases:
         (tmp_path / xml).write_text(XML.format(name=name, size=size, more=more))
-        entry = CocoData(tmp_path).entries[0]
+        entry = CocoData((tmp_path / xml).parent if "VOC" in xml else tmp_path).entries[0]
         assert (entry.file, entry.width) == (tmp_path / photo, 100)
         assert (len(entry.boxes), len(entry.crowds)) == (1 - crowds, crowds)
         assert [*entry.boxes.tolist(), *entry.crowds.tolist()] == [[10, 20.5, 30, 40]]

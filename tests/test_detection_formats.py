@@ -210,7 +210,8 @@ def test_classes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     model.card = {"classes": ["Tree"], "category_ids": [5], "tile": 64, "overlap": 0}
     save_detector(model, weights)
     judge = ("evaluate", source, "--weights", weights, "--out", tmp_path / "out")
-    lacks = "boxes.csv: its class 'bush' is one that the detector lacks: ['Tree']; --classes 'Tree=bush' says which"
+    lacks = "boxes.csv: its class 'bush' is one that the detector lacks: ['Tree']; "
+    lacks += "--classes 'Tree' leaves it out, --classes 'Tree=bush' takes it for that"
     assert lacks in said(run(*judge))
     assert "got 'shrub'; the classes are ['bush', 'tree']" in said(run(*judge, "--classes", "tree=shrub"))
     for wrong in ("", ",", "tree=", "=tree", "tree,Tree", 'a"b"'):
@@ -221,6 +222,9 @@ def test_classes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert result.exit_code == 0, said(result)
     assert json.loads((tmp_path / "ap.json").read_text())["boxes"] == 3
     assert "boxes of other classes are left out: 2 of 'bush'" in said(result)
+    trees = SCENES[0]._replace(boxes=SCENES[0].boxes[:1])
+    unused = inputs.fit_to_model(CocoData(write_coco(tmp_path, [trees])), model)  # bush has no box there
+    assert (unused.classes, unused.category_ids, unused.boxes.shape) == (["Tree"], [2], (1, 4))
     held = tmp_path / "held.csv"
     held.write_text("image_path,xmin,ymin,xmax,ymax,label\nb.png,1,1,9,9,TREE\n")
     _, judged = inputs.training_data(Recipe(annotations=source, val=held))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from .fields import shown
 
@@ -52,25 +52,27 @@ def select(
     return names, kept
 
 
-def match(theirs: Sequence[str], ours: Sequence[str], whose: str) -> dict[int, int]:
+def match(theirs: Sequence[str], ours: Sequence[str], whose: str, needed: Collection[int]) -> dict[int, int]:
     """The labels of a file's classes among others', by name; where only one has it, in whatever case.
 
     Raises:
-        ValueError: a class of the file that the others lack, or that several have.
+        ValueError: a class whose label is ``needed`` is one that the others lack, or that several have.
     """
     if list(theirs) == list(ours):
         return {label: label for label in range(1, len(ours) + 1)}
     exact, folded = _labels(ours), _labels([name.casefold() for name in ours])
-    kept: dict[int, int] = {}
-    for label, name in enumerate(theirs, 1):
-        found = exact.get(name) or folded.get(name.casefold(), [])
-        if len(found) != 1:
-            fault = "lacks" if not found else f"has {len(found)} times"
+    found = {label: exact.get(name) or folded.get(name.casefold(), []) for label, name in enumerate(theirs, 1)}
+    kept = {label: same[0] for label, same in found.items() if len(same) == 1}
+    for label in needed:
+        if label not in kept:
+            name = theirs[label - 1]
+            rest = ",".join(dict.fromkeys(ours[new - 1] for new in kept.values()))
+            out = f"--classes {shown(rest)} leaves it out, " if rest else ""
+            fault = f"has {len(found[label])} times" if found[label] else "lacks"
             raise ValueError(
                 f"its class {shown(name)} is one that {whose} {fault}: {shown(list(ours))}; "
-                f"--classes {_option(ours, name)} says which of its classes count, and as what"
+                f"{out}--classes {shown(f'{ours[0]}={name}')} takes it for that"
             )
-        kept[label] = found[0]
     return kept
 
 
@@ -79,8 +81,3 @@ def _labels(names: Sequence[str]) -> Mapping[str, list[int]]:
     for label, name in enumerate(names, 1):
         found.setdefault(name, []).append(label)
     return found
-
-
-def _option(ours: Sequence[str], name: str) -> str:
-    """An example to go by."""
-    return shown(f"{ours[0]}={name}")

@@ -117,9 +117,10 @@ def _choose(data: CocoData, classes: str | None, all: bool = True) -> CocoData:
 
 
 def _matched(data: CocoData, classes: Sequence[str], ids: Sequence[int], whose: str) -> CocoData:
-    """The data with others' classes; ids are the data's where it has the class."""
+    """The data with others' classes, which may lack one that has no boxes; ids stay the data's where they can."""
     try:
-        labels = match(data.classes, classes, whose)
+        used = {label for entry in data.entries for label in (*entry.labels.tolist(), *entry.crowd_labels.tolist())}
+        labels = match(data.classes, classes, whose, sorted(used))
     except ValueError as error:
         raise ValueError(f"{data.path}: {error}") from None
     own = {new: data.category_ids[old - 1] for old, new in labels.items()}

@@ -54,7 +54,12 @@ def read(source: Source) -> Checked:
         there = form.parts(file)
         if source.part and source.part not in there:
             raise ValueError(f"has no part {source.part}; it has {', '.join(there) or 'one part only'}")
-        checked = check(form.read(source._replace(path=file)))
+        found = form.read(source._replace(path=file))
+        try:
+            checked = check(found)
+        except FileNotFoundError as error:
+            where = "" if source.images or form is YOLO else "; --images names their folder"
+            raise FileNotFoundError(f"{error}{where}") from None
     return checked._replace(notes=[f"{file}: {note}" for note in checked.notes])
 
 

@@ -34,6 +34,8 @@ def read(source: Source) -> Annotations:
     nested = path / "Annotations"
     folder = nested if nested.is_dir() else path
     usual = path / "JPEGImages"
+    if path.name == folder.name == "Annotations":  # named in the place of its data set
+        usual = path.parent / usual.name
     images = source.images or (usual if usual.is_dir() else folder)
     files = _files(path, folder, source.part)
     pictures: list[Picture] = []
