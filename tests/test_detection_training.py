@@ -133,7 +133,14 @@ def test_a_finished_training_goes_on_for_more_epochs(crowns: Path, tmp_path: Pat
 
 def test_a_damaged_command_is_one_line(tmp_path: Path) -> None:
     kept: dict[str, Any] = {**dict.fromkeys(recipe.OPTIONS, 1), **dict.fromkeys(recipe.PATHS)}
-    kept |= {"weights": None, "backbone": "mobilenet_v2", "pooling": "roi_align", "precision": "no"}
+    kept |= {
+        "weights": None,
+        "classes": None,
+        "columns": None,
+        "backbone": "mobilenet_v2",
+        "pooling": "roi_align",
+        "precision": "no",
+    }
     (tmp_path / "train.json").write_bytes(recipe.pack(recipe.Recipe(**kept)))
     assert recipe.resume(tmp_path, {"epochs": 7}) == recipe.Recipe(**{**kept, "epochs": 7})
     wrong = ({"epochs": True}, {"lr": "1"}, {"annotations": 5}, {"seed": None}, {"backbone": ["mobilenet_v2"]})
