@@ -55,6 +55,7 @@ POOLS = [
     "test_other_pools.py",
     "test_roi_align.py",
 ]
+FORMATS = ("coco", "outlines", "source", "table", "voc", "yolo")
 CALLS = ["test_arguments.py", "test_ranks_calls.py", "test_errors.py"]
 TESTS = {
     "src/roialign/axis.py": ["test_axis.py", *POOLS, "test_gradients.py", "test_explain.py"],
@@ -78,6 +79,10 @@ TESTS = {
     "src/roialign/detection/datasets.py": ["test_detection_annotations.py", "test_detection_images.py"],
     "src/roialign/detection/views.py": ["test_detection_views.py"],
     "src/roialign/detection/annotations.py": ["test_detection_annotations.py", "test_detection_mutations.py"],
+    **{
+        f"src/roialign/detection/{name}.py": [f"test_detection_{test}.py" for test in ("formats", "exports", "faults")]
+        for name in ("classes", "inputs", "fields", *(f"formats/{each}" for each in FORMATS))
+    },
     "src/roialign/detection/checkpoint.py": ["test_detection_description.py", "test_detection_model.py"],
     "src/roialign/detection/weights.py": ["test_detection_description.py", "test_detection_model.py"],
     "csrc/rules.h": [*POOLS, "test_gradients.py"],

@@ -36,7 +36,9 @@ class Recipe:
     val: Annotated[
         Path | None, typer.Option(help="Others to judge by. Default: the val of a YOLO yaml or a VOC folder."), FREE
     ] = None
-    val_images: Annotated[Path | None, typer.Option(help="Folder of the images of --val."), FREE] = None
+    val_images: Annotated[Path | None, typer.Option(help="Folder of the images of --val. Default: --images."), FREE] = (
+        None
+    )
     val_split: Annotated[
         float, typer.Option(min=0, max=0.9, help="Without any, the part of the images to hold out.")
     ] = 0.2
