@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -214,7 +213,7 @@ def test_classes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     lacks += "--classes 'Tree' leaves it out, --classes 'Tree=bush' takes it for that"
     assert lacks in said(run(*judge))
     assert "got 'shrub'; the classes are ['bush', 'tree']" in said(run(*judge, "--classes", "tree=shrub"))
-    for wrong in ("", ",", "tree=", "=tree", "tree,Tree", 'a"b"'):
+    for wrong in ("", ",", "tree=", "=tree", "tree,Tree", '"a"b'):
         result = run(*judge, "--classes", wrong)
         assert result.exit_code == 1
         assert "--classes: got" in said(result), wrong
@@ -236,5 +235,5 @@ def test_classes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert both.classes == judged.classes == ["plant", "bush"]
     assert (both.category_ids, judged.entries[0].labels.tolist()) == ([2, 1], [1])
     held.write_text("image_path,xmin,ymin,xmax,ymax,label\nb.png,1,1,9,9,shrub\n")
-    with pytest.raises(ValueError, match=re.escape("held.csv: its class 'shrub' is one that ")):
+    with pytest.raises(ValueError, match=r"held\.csv: its class 'shrub' is one that .* --classes 'bush=shrub' takes"):
         inputs.training_data(Recipe(annotations=source, val=held))
