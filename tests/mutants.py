@@ -55,7 +55,8 @@ POOLS = [
     "test_other_pools.py",
     "test_roi_align.py",
 ]
-FORMATS = ("coco", "outlines", "source", "table", "voc", "yolo")
+FORMATS = ("__init__", "coco", "outlines", "source", "table", "voc", "yolo")
+READERS = ("formats", "exports", "faults", "annotations")
 CALLS = ["test_arguments.py", "test_ranks_calls.py", "test_errors.py"]
 TESTS = {
     "src/roialign/axis.py": ["test_axis.py", *POOLS, "test_gradients.py", "test_explain.py"],
@@ -80,7 +81,7 @@ TESTS = {
     "src/roialign/detection/views.py": ["test_detection_views.py"],
     "src/roialign/detection/annotations.py": ["test_detection_annotations.py", "test_detection_mutations.py"],
     **{
-        f"src/roialign/detection/{name}.py": [f"test_detection_{test}.py" for test in ("formats", "exports", "faults")]
+        f"src/roialign/detection/{name}.py": [f"test_detection_{test}.py" for test in READERS]
         for name in ("classes", "inputs", "fields", *(f"formats/{each}" for each in FORMATS))
     },
     "src/roialign/detection/checkpoint.py": ["test_detection_description.py", "test_detection_model.py"],
@@ -219,7 +220,7 @@ def child(mutant: Mutant, core: Core | None, folder: Path, tests: Tests) -> int:
         if core:
             replace_core(core.make(mutant.path, mutant.source, folder))
         else:
-            name = mutant.path.removeprefix("src/").removesuffix(".py").replace("/", ".")
+            name = mutant.path.removeprefix("src/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
             replace_source(name, ROOT / mutant.path, mutant.source, tests.original)
     except subprocess.CalledProcessError:
         return NO_PROGRAM

@@ -84,6 +84,7 @@ def test_boxes_are_cut_counted_and_named(photos: Path, tmp_path: Path) -> None:
         ([40, 30, 100, 20], 1200, 1),  # a crowd, cut
         ([40, 30, 0, 20], 0, 1),
         ([10, 20, 1e308, 1e308], 1e308, 0),  # cut like any other: 90 x 60
+        ([1e308, 5, 1e308, 10], 100, 0),
     ]
 
     def change(content: Content) -> None:
@@ -98,9 +99,9 @@ def test_boxes_are_cut_counted_and_named(photos: Path, tmp_path: Path) -> None:
     assert data.boxes.tolist() == first.boxes.tolist() == [[0, 10, 30, 30], [90, 70, 100, 80], [10, 20, 100, 80]]
     assert first.areas.tolist() == [600, 100, 5400]
     assert (first.crowds.tolist(), first.crowd_labels.tolist()) == ([[40, 30, 100, 50]], [1])
-    assert (first.left_out, second.left_out, data.left_out) == (8, 0, 8)
+    assert (first.left_out, second.left_out, data.left_out) == (9, 0, 9)
     assert data.notes == [
-        f"{tmp_path / 'c.json'}: 8 boxes are left out: annotations[2] (id 102): no area inside its image, "
+        f"{tmp_path / 'c.json'}: 9 boxes are left out: annotations[2] (id 102): no area inside its image, "
         "annotations[3] (id 103): no area inside its image, "
         "annotations[4] (id 104): no area inside its image, ..."
     ]

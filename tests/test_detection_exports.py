@@ -110,9 +110,12 @@ def test_outlines_where_there_is_no_box(tmp_path: Path) -> None:
         {"segmentation": {"size": [80, 100], "counts": [80 * 100]}},
         {"segmentation": {"size": [80, 100], "counts": [161, 3, 80 * 100 - 164]}},
         {"segmentation": [polygon], "bbox": [1, 2, 3, 4]},
+        {"segmentation": [[10, 20, 1e308, 20, 1e308, 1e308]]},  # cut like any other
     ]
     data = CocoData(coco(tmp_path / "c.json", ["a.jpg"], *shapes))
-    assert data.boxes.tolist() == [[10.25, 20, 30, 60.5], [10.25, 5, 60, 60.5], [2, 1, 3, 4], [1, 2, 4, 6]]
+    assert data.boxes.tolist() == [
+        [10.25, 20, 30, 60.5], [10.25, 5, 60, 60.5], [2, 1, 3, 4], [1, 2, 4, 6], [10, 20, 100, 80]
+    ]  # fmt: skip
     assert data.entries[0].crowds.tolist() == [[10.25, 20, 30, 60.5]]
     assert data.notes == [
         f"{tmp_path / 'c.json'}: 1 boxes are left out: annotations[3] (id 3): no area inside its image"
@@ -248,6 +251,17 @@ def test_yolo_rows(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text("train: images\nnames: [a, b]\nkpt_shape: [2, 3]\n")
     (tmp_path / "images" / "a.txt").write_text(rows[0] + " 0.1 0.1 2" * 2)
     assert CocoData(tmp_path).boxes.tolist() == [[37.5, 20, 62.5, 60]]
+
+
+def test_yolo_numbers_classes_to_the_last_digit(tmp_path: Path) -> None:
+    """Of which a float64 has 53 bits; their ids in COCO are one more."""
+    image(tmp_path / "images" / "a.jpg")
+    last = 2**63 - 2
+    (tmp_path / "data.yaml").write_text(f"train: images\nnames: {{{last}: c, {2**53 + 1}: b, {2**53}.0: a}}\n")
+    (tmp_path / "images" / "a.txt").write_text("".join(f"{k} .5 .5 .25 .5\n" for k in (2**53 + 1, last, 2**53)))
+    data = CocoData(tmp_path)
+    assert (data.classes, data.category_ids) == (["a", "b", "c"], [2**53 + 1, 2**53 + 2, 2**63 - 1])
+    assert data.entries[0].labels.tolist() == [2, 3, 1]
 
 
 XML = """<annotation verified="yes">

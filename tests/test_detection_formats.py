@@ -74,13 +74,13 @@ def test_a_conversion_keeps_every_bit(tmp_path: Path) -> None:
     """Boxes that no decimal of ten digits has, crowds, areas, ids as text."""
     paint(tmp_path, SCENES[:1])
     generator = torch.Generator().manual_seed(5)
-    corners = (torch.rand(40, 4, generator=generator) * 60).tolist()
+    corners, ids = (torch.rand(40, 4, generator=generator) * 60).tolist(), [2**63 - 1, -(2**63)]
     boxes = [
-        {"image_id": "图", "category_id": 90 - k % 2, "bbox": box, "area": box[2] / 3, "iscrowd": int(k % 5 == 0)}
+        {"image_id": "图", "category_id": ids[k % 2], "bbox": box, "area": box[2] / 3, "iscrowd": int(k % 5 == 0)}
         for k, box in enumerate(corners)
     ]
     content = {"images": [{"id": "图", "file_name": "a 1.png"}], "annotations": boxes}
-    content["categories"] = [{"id": 90, "name": "x"}, {"id": 89, "name": "y"}]
+    content["categories"] = [{"id": ids[0], "name": "x"}, {"id": ids[1], "name": "y"}]
     (tmp_path / "boxes.json").write_text(json.dumps(content))
     data = CocoData(tmp_path / "boxes.json")
     assert (len(data.entries[0].boxes), len(data.entries[0].crowds)) == (32, 8)
@@ -89,6 +89,15 @@ def test_a_conversion_keeps_every_bit(tmp_path: Path) -> None:
     (tmp_path / "link.json").symlink_to(tmp_path / "nowhere.json")
     assert "is there already" in said(run("convert", data.path, "--out", tmp_path / "link.json"))
     assert not (tmp_path / "nowhere.json").exists()
+
+
+@pytest.mark.parametrize("name", ["coco", "voc", "csv"])
+def test_a_giant_box_is_cut_like_any_other(name: str, tmp_path: Path) -> None:
+    scene = SCENES[0]._replace(boxes=[("tree", 10, 20, 10**308, 10**308), ("bush", 10**308, 1, 10**308, 9)])
+    data = CocoData(write(name, tmp_path, (scene,)))
+    assert (data.boxes.tolist(), data.entries[0].areas.tolist()) == ([[10, 20, 100, 80]], [90 * 60])
+    (note,) = data.notes
+    assert note.endswith(": no area inside its image")
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,15 @@ def whole(value: Any) -> int | None:
     return int(value) if number(value) is not None and -(2**63) <= value < 2**63 and int(value) == value else None
 
 
+def whole_in(text: str) -> int | None:
+    """A whole number in text, to the last of its digits."""
+    real = number_in(text)
+    try:
+        return whole(int(text)) if real is not None else None
+    except ValueError:  # 7.0, or thousands of digits
+        return whole(real)
+
+
 def length(value: Any) -> int | None:
     """Pixels along a side."""
     pixels = whole(value)

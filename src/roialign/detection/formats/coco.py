@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeVar
@@ -148,7 +149,7 @@ def _box(
         corners = corners_of(record["segmentation"], images[known[image]].size)
     else:
         x, y, width, height = take(record, "bbox", _bbox, "four numbers: x, y, width, height")
-        corners = (x, y, x + width, y + height)
+        corners = (x, y, _end(x, width), _end(y, height))
     area = take(record, "area", _area, "a number from 0") if "area" in record else math.nan
     # COCO's crowds and mmdetection's boxes to be ignored.
     apart = [take(record, key, flag, "0 or 1") for key in ("iscrowd", "ignore") if key in record]
@@ -162,6 +163,13 @@ def _id(value: Any) -> Any:
 def _bbox(value: Any) -> list[float] | None:
     numbers = [number(each) for each in value] if isinstance(value, list) and len(value) == 4 else [None]
     return None if None in numbers else numbers  # type: ignore[return-value]
+
+
+def _end(start: float, extent: float) -> float:
+    """Their sum, which is finite where both are."""
+    end = start + extent
+    overflows = math.isinf(end) and math.isfinite(start) and math.isfinite(extent)
+    return math.copysign(sys.float_info.max, end) if overflows else end
 
 
 def _area(value: Any) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ..annotations import Annotations, Box, Picture
-from ..fields import number, number_in, path_shown, shown, text, whole
+from ..fields import number_in, path_shown, shown, text, whole, whole_in
 from ..images import SUFFIXES
 from .outlines import around_points
 from .source import PARTS, Source, read_text, within
@@ -110,7 +110,7 @@ def _names(content: dict[str, Any]) -> dict[int, str]:
     names: dict[int, str] = {}
     for key, name in numbered:
         category = _whole_in(key)
-        if category is None or category < 0 or category in names:
+        if category is None or category < 0 or category in names or whole(category + 1) is None:  # which is its id
             raise ValueError(f"names: got {shown(key)}; expected whole numbers from 0, each once")
         if not text(name):
             raise ValueError(f"names: {category}: got {shown(name)}; expected text")
@@ -121,7 +121,7 @@ def _names(content: dict[str, Any]) -> dict[int, str]:
 
 
 def _whole_in(value: Any) -> int | None:
-    return whole(number_in(value)) if isinstance(value, str) else None
+    return whole_in(value) if isinstance(value, str) else None
 
 
 def _keypoints(content: dict[str, Any]) -> int:
@@ -192,8 +192,8 @@ def _row(fields: list[str], names: dict[int, str], keypoints: int) -> tuple[int,
     values = [number_in(field) for field in fields]
     if None in values:
         raise ValueError(f"got {shown(fields[values.index(None)])}; expected a number")
-    first, *numbers = [value for value in values if value is not None]
-    category = whole(number(first))
+    numbers = [value for value in values[1:] if value is not None]
+    category = whole_in(fields[0])
     if category not in names:
         raise ValueError(f"class: got {shown(fields[0])}; the names have {shown(sorted(names))}")
     assert category is not None
