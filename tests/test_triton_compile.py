@@ -16,50 +16,51 @@ from typing import Any, NamedTuple
 
 import pytest
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
 TARGETS = ("sm_80", "sm_90", "gfx942")
+SHIPPED = triton.__version__.startswith("3.8.")  # what the limits are of; another version's compiler takes others
 # Which place samples or choose among them; and what weighs them on the spot.
 PLACES = ("tables", "candidates", "frames", "maximum.choose", "maximum.sum_slopes")
 CONTRACTS = ("forward", "backward.gather", "box_grad")  # and those that have much to fuse
 
 
 class Limits(NamedTuple):
-    """Registers of a thread by target, and as many where sums are float64; bytes of shared memory of a program, and
+    """Registers of a thread by target, and on sm_90 where sums are float64; bytes of shared memory of a program, and
     those of a thread that may be spilled."""
 
     registers: tuple[int, int, int]
-    wide: tuple[int, int, int]
+    wide: int
     shared: tuple[int, int, int]
-    spilled: int = 24
+    spilled: int = 0
 
 
 LIMITS = {
-    "tables.tables": Limits((160, 160, 88), (160, 160, 88), (0, 0, 0)),
-    "tables.tables with slopes": Limits((160, 168, 88), (160, 168, 88), (0, 0, 0)),
-    "candidates.candidates": Limits((152, 152, 80), (152, 152, 80), (64, 64, 0)),
-    "candidates.candidates with slopes": Limits((152, 144, 80), (160, 160, 80), (64, 64, 0)),
-    "forward.rows": Limits((96, 96, 104), (0, 0, 0), (5120, 5120, 4096)),
-    "forward.gather": Limits((80, 80, 104), (168, 168, 112), (4096, 4096, 4096)),
-    "backward.mark": Limits((32, 32, 24), (32, 32, 24), (16, 16, 16)),
-    "backward.gather": Limits((128, 128, 80), (168, 168, 112), (8192, 6144, 16384)),
-    "box_grad.sum_slopes": Limits((128, 128, 128), (168, 168, 224), (10240, 10240, 4096)),
-    "maximum.choose": Limits((128, 96, 80), (168, 160, 64), (0, 0, 0)),
-    "maximum.choose of winners": Limits((128, 128, 56), (168, 168, 64), (2048, 2048, 2048)),
-    "maximum.gather": Limits((96, 96, 56), (152, 128, 80), (8192, 8192, 16384)),
-    "maximum.sum_slopes": Limits((128, 128, 64), (216, 200, 88), (32, 32, 32)),
-    "gather.pool": Limits((96, 96, 40), (96, 96, 48), (256, 256, 256)),
-    "gather.gather": Limits((168, 136, 64), (168, 168, 96), (8192, 4096, 8192), 48),
-    "gather.sum_rates": Limits((128, 96, 64), (168, 168, 96), (256, 256, 256)),
-    "frames.frames": Limits((80, 80, 80), (80, 80, 80), (0, 0, 0)),
-    "gather.pool rotated": Limits((160, 160, 104), (136, 136, 104), (512, 512, 512)),
-    "gather.gather rotated": Limits((168, 168, 96), (168, 168, 96), (8192, 4096, 8192), 48),
-    "gather.sum_rates rotated": Limits((168, 168, 120), (168, 168, 128), (256, 256, 256)),
-    "gather.pool moved": Limits((120, 120, 96), (120, 120, 80), (512, 512, 512)),
-    "gather.gather moved": Limits((168, 168, 80), (168, 168, 80), (8192, 4096, 8192), 64),
-    "gather.sum_rates moved": Limits((152, 152, 128), (152, 152, 128), (256, 256, 256)),
-    "guard.replace": Limits((16, 16, 16), (24, 24, 24), (0, 0, 0)),
-    "guard.mark": Limits((24, 24, 16), (32, 32, 16), (0, 0, 0)),
+    "tables.tables": Limits((72, 160, 64), 72, (0, 0, 0)),
+    "tables.tables with slopes": Limits((96, 208, 72), 96, (0, 0, 0)),
+    "candidates.candidates": Limits((112, 160, 80), 112, (0, 64, 0)),
+    "candidates.candidates with slopes": Limits((144, 168, 96), 112, (0, 64, 0)),
+    "forward.rows": Limits((256, 256, 152), 0, (8704, 8704, 8192)),
+    "forward.gather": Limits((64, 56, 72), 64, (0, 2048, 0)),
+    "backward.mark": Limits((32, 32, 24), 32, (16, 16, 16)),
+    "backward.gather": Limits((96, 128, 72), 160, (2048, 2560, 4096)),
+    "box_grad.sum_slopes": Limits((120, 128, 128), 168, (3584, 7168, 2048)),
+    "maximum.choose": Limits((80, 72, 40), 80, (0, 0, 0), 8),
+    "maximum.choose of winners": Limits((72, 80, 32), 64, (512, 2048, 512), 8),
+    "maximum.gather": Limits((96, 120, 48), 160, (2048, 4096, 4096), 8),
+    "maximum.sum_slopes": Limits((96, 128, 40), 112, (16, 32, 16)),
+    "gather.pool": Limits((96, 96, 40), 64, (256, 512, 256)),
+    "gather.gather": Limits((152, 144, 64), 160, (128, 512, 0)),
+    "gather.sum_rates": Limits((120, 128, 64), 120, (256, 256, 128)),
+    "frames.frames": Limits((80, 80, 64), 80, (0, 0, 0)),
+    "gather.pool rotated": Limits((152, 160, 104), 128, (256, 512, 256)),
+    "gather.gather rotated": Limits((168, 168, 96), 168, (0, 512, 0), 48),
+    "gather.sum_rates rotated": Limits((168, 168, 120), 168, (256, 256, 128)),
+    "gather.pool moved": Limits((120, 120, 96), 96, (256, 512, 256), 8),
+    "gather.gather moved": Limits((128, 168, 80), 160, (0, 512, 0), 32),
+    "gather.sum_rates moved": Limits((128, 152, 128), 152, (256, 256, 128)),
+    "guard.replace": Limits((16, 16, 16), 0, (0, 0, 0)),
+    "guard.mark": Limits((24, 24, 16), 0, (0, 0, 0)),
 }
 
 Case = dict[str, Any]
@@ -82,6 +83,14 @@ CASES: list[Case] = [
     *({"rank": 3, "last": last} for last in (False, True)),
     *({"rank": 1, "kind": kind} for kind in ("avg", "max")),
 ]
+KINDS: list[Case] = [
+    *({"last": last} for last in (False, True)),
+    {"kind": "integral", "ratio": 0},
+    *({"kind": "max", "last": last} for last in (False, True)),
+    {"kind": "cells", "ratio": 0},
+    *({"kind": kind} for kind in ("ps_avg", "rotated", "moved")),
+    {"rank": 3},
+]
 
 
 def build(target: str, cases: list[Case]) -> dict[str, dict[str, list[int]]]:
@@ -89,7 +98,7 @@ def build(target: str, cases: list[Case]) -> dict[str, dict[str, list[int]]]:
     program = Path(__file__).parent / "triton_builds.py"
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, program, target, *map(json.dumps, cases)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
@@ -101,11 +110,12 @@ def check(target: str, *cases: Case) -> set[str]:
     for case, kernels in build(target, list(cases)).items():
         for name, (registers, spilled, shared, fused) in kernels.items():
             limits = LIMITS[name]
-            most = limits.wide if json.loads(case).get("dtype") == "float64" else limits.registers
+            most = limits.wide if json.loads(case).get("dtype") == "float64" else limits.registers[at]
             told = f"{name} for {target} of {case}: {registers} registers, {spilled} spilled, {shared} shared"
-            assert registers <= most[at], told
-            assert spilled <= limits.spilled, told
-            assert shared <= limits.shared[at], told
+            if SHIPPED:
+                assert registers <= most, told
+                assert spilled <= limits.spilled, told
+                assert shared <= limits.shared[at], told
             if name.startswith(PLACES) or name.endswith(("rotated", "moved")):
                 assert fused == 0, told
             if name.startswith(CONTRACTS):
@@ -125,10 +135,16 @@ def test_on_amd() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
-@pytest.mark.parametrize("target", TARGETS)
-def test_every_configuration(target: str, dtype: str) -> None:
-    check(target, *({"dtype": dtype, **case} for case in CASES))
+def test_every_configuration() -> None:
+    check("sm_90", *CASES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "dtype"), [("sm_80", "float32"), ("gfx942", "float32"), ("sm_90", "float16"), ("sm_90", "float64")]
+)
+def test_every_kind(target: str, dtype: str) -> None:
+    check(target, *({"dtype": dtype, **case} for case in KINDS))
 
 
 @pytest.mark.slow
