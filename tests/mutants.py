@@ -46,14 +46,8 @@ MEMORY = 8 << 30  # bytes; more is a mutant caught
 
 # file -> its tests, the quickest first: the first failure ends a run.
 POOLS = [
-    "test_limits.py",
-    "test_thresholds.py",
-    "test_differential.py",
-    "test_ranks.py",
-    "test_rotated.py",
-    "test_deformable.py",
-    "test_other_pools.py",
-    "test_roi_align.py",
+    f"test_{name}.py"
+    for name in ("limits", "thresholds", "differential", "ranks", "rotated", "deformable", "other_pools", "roi_align")
 ]
 FORMATS = ("__init__", "coco", "outlines", "source", "table", "voc", "yolo")
 READERS = ("formats", "exports", "faults", "annotations")
