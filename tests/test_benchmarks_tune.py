@@ -126,8 +126,8 @@ def test_tables_and_their_fields_are_those_of_the_kernels() -> None:
     # The entry that is taken is the last one looked up.
     shipped = blocks.FORWARD
     with tune_gpu._replaced(blocks, "FORWARD", tune_gpu.Lookup(shipped)) as lookup:
-        assert blocks.forward_blocks(torch.empty(1000, 256, 7, 7), False) == shipped["rows", "full"]
-    assert lookup.taken == ("rows", "full")
+        assert blocks.forward_blocks(torch.empty(1000, 256, 7, 7), False) == shipped["rows", 8, "full"]
+    assert lookup.taken == ("rows", 8, "full")
     with tune_gpu._replaced(blocks, "BACKWARD", tune_gpu.Lookup(blocks.BACKWARD)) as lookup:
         blocks.backward_tile(1, 1, [8], [8], torch.device("cpu"))
     assert lookup.taken == "sparse"

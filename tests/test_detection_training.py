@@ -328,4 +328,4 @@ def test_train_evaluate_detect_in_the_command_line(crowns: Path, tmp_path: Path)
     other = json.loads((crowns / "crowns.json").read_text()) | {"categories": [{"id": 1, "name": "bush"}]}
     (crowns / "bushes.json").write_text(json.dumps(other))
     wrong = run.invoke(app, ["evaluate", str(crowns / "bushes.json"), *weights])
-    assert "its classes are ['bush']; the detector's are ['tree']" in str(wrong.exception) + wrong.output
+    assert "its class 'bush' is one that the detector lacks: ['tree']" in str(wrong.exception) + wrong.output

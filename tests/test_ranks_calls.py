@@ -294,11 +294,12 @@ def test_jit_script(rank: int) -> None:
 
 
 @pytest.mark.parametrize("rank", [1, 3])
-def test_the_planar_backends_say_so(rank: int) -> None:
+def test_backends_that_do_not_serve_a_rank_say_so(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a call that they would serve on a plane."""
-    call = Call([MAPS[rank].to("meta")], box(rank), None, Pooling("avg", (2,) * rank, (1.0,) * rank))
-    assert triton.why_not(call) == "its kernels take maps [N, C, H, W] only"
-    status = roialign.backends.available(MAPS[rank])
-    assert status["reference"].ready
-    assert "[N, C, H, W] only" in status["triton"].reason
-    assert "cuda" in torchvision.why_not(call)
+    spec = Pooling("avg", (2,) * rank, (1.0,) * rank)
+    call = Call([MAPS[rank]], box(rank), None, spec)
+    monkeypatch.setattr(torchvision, "DEVICES", ("cpu",))
+    assert torchvision.why_not(call) == "its kernels take maps [N, C, H, W] only"
+    refused = triton.why_not(call._replace(spec=spec._replace(kind="max")))
+    assert ("no kernel of kind 'max' for maps [N, C, D, H, W]" in refused) == (rank == 3)
+    assert roialign.backends.available(MAPS[rank])["reference"].ready
