@@ -56,6 +56,9 @@ def pool_with_gradients(
             continue
         place = _Rotated if kind == "rotated" else _Moved
         box = place(numbers, grads.shape[2:], scale, ratio, aligned, position_type(input, rois), (height, width))
+        if not box.finite:
+            out[k] = math.nan
+            continue
         if box.count * math.prod(grads.shape[2:]) > MOST:
             return None
         if not box.count:  # an empty grid
@@ -92,6 +95,8 @@ def _forward(kind: str, input: Tensor, rois: Tensor, size: Size, scale: Pair, ra
 
 
 class _Rotated:
+    finite = True  # its size is given
+
     def __init__(
         self, numbers: list[float], size: Size, scale: Pair, ratio: int, aligned: bool, real: Real, lengths: Size
     ) -> None:
@@ -138,20 +143,26 @@ class _Moved:
         across, down = np.array(shifts).reshape(2, *size)
         edges = [(y1, y2), (x1, x2)]
         self.shifts = down, across
-        reach = [
-            max(abs(lo * each), abs(hi * each), float(np.abs((hi - lo) * each * shift).max()))
-            for (lo, hi), each, shift in zip(edges, scale, self.shifts, strict=True)
-        ]
+        with np.errstate(invalid="ignore"):  # 0 times inf
+            reach = [
+                max(abs(lo * each), abs(hi * each), float(np.abs((hi - lo) * each * shift).max()))
+                for (lo, hi), each, shift in zip(edges, scale, self.shifts, strict=True)
+            ]
         if max(*reach, *lengths, ratio) > LARGEST:
             real = np.float64
         self.size, self.scale, self.real, self.columns = size, scale, real, len(numbers)
         self.starts = [real(lo) * real(each) - real(0.5) for (lo, _), each in zip(edges, scale, strict=True)]
-        self.sides = [
-            (real(hi) * real(each) - real(0.5)) - start
-            for (_, hi), each, start in zip(edges, scale, self.starts, strict=True)
-        ]
+        with np.errstate(over="ignore"):  # a size that is no number
+            self.sides = [
+                (real(hi) * real(each) - real(0.5)) - start
+                for (_, hi), each, start in zip(edges, scale, self.starts, strict=True)
+            ]
+        with np.errstate(over="ignore", invalid="ignore"):
+            shifted = [side * shift.astype(real) for side, shift in zip(self.sides, self.shifts, strict=True)]
+        self.finite = bool(np.isfinite(shifted).all() and np.isfinite(self.sides).all())
         self.bins = [side / real(bins) for side, bins in zip(self.sides, size, strict=True)]
-        self.grids = [ratio if ratio > 0 else max(0, math.ceil(bin)) for bin in self.bins]
+        grids = [max(0, math.ceil(bin)) if self.finite else 0 for bin in self.bins]
+        self.grids = [ratio if ratio > 0 else grid for grid in grids]
         self.count = self.grids[0] * self.grids[1]
 
     def samples(self, p: int, q: int) -> Iterator[Sample]:

@@ -252,3 +252,13 @@ def test_modules_are_the_functions() -> None:
     assert repr(pooler) == ("DeformRoIPool(output_size=(2, 3), spatial_scale=0.5, sampling_ratio=2, gamma=0.4)")
     assert pooler(input.half(), rois.half(), offset.half()).dtype == torch.float16
     assert deform_roi_pool(input.float(), rois.float(), offset, (2, 3)).dtype == torch.float32
+
+
+def test_of_more_samples_than_a_double_counts_none_counts(backend: str) -> None:
+    """A cell that is no number under a bin of 1e28 pixels: the fuzz had 0 of one backend and NaN of the other."""
+    input = torch.ones(1, 1, 8, 8, dtype=torch.float64)
+    input[0, 0, 6, 1] = torch.nan
+    box = torch.tensor([[-1.3e28, 20.3, 34.0, 34.7]], dtype=torch.float64)
+    offset = torch.zeros(1, 2, 1, 2, dtype=torch.float64)
+    offset[0, 1] = -1e-10
+    assert deform_roi_pool(input, [box], offset, (1, 2), 0.25).tolist() == [[[[0.0, 0.0]]]]

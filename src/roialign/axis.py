@@ -83,20 +83,20 @@ def _shared(size: Tensor, bins: int) -> Tensor:
 def moved_window(lo: Tensor, hi: Tensor, shift: Tensor, index: Tensor, bins: int, scale: float, ratio: int) -> Window:
     """Place bins that move, each as a window of one bin: deformable RoI pooling.
 
-    ``shift`` is ``[K, M]`` of M bins, in units of the box's size, and ``index`` ``[M]`` the place of each of them along
-    this axis; the rest as in :func:`align_window`, aligned. Returns ``[K * M]`` windows.
+    ``shift`` is ``[K, M]`` of M bins, in units of the box's size, ``index`` ``[M]`` their places along the axis; the rest
+    as in :func:`align_window`, aligned. Of 2**50 samples and more none counts. Returns ``[K * M]`` windows.
     """
     whole = align_window(lo, hi, bins, scale, ratio, aligned=True)
     start, bin, grid = (part[:, None] for part in whole[:3])
+    grid = torch.where(grid * bins < 2.0**50, grid, 0) if ratio <= 0 else grid
     moved = (start + index * bin) + ((hi * scale - 0.5)[:, None] - start) * shift
     return Window(moved.flatten(), bin.expand_as(moved).flatten(), grid.expand_as(moved).flatten(), whole.most)
 
 
 class Frame(NamedTuple):
-    """K rotated boxes on the feature map: each grid of samples lies in the box's own frame. All ``[K]``.
-
-    Position (y, x) of the centre; the angle's sine and cosine, counter-clockwise as the image is seen; along the box's
-    height and along its width, from the centre, what a :class:`Window` has.
+    """K rotated boxes on the feature map, each grid of samples in the box's own frame. All ``[K]``: position (y, x) of
+    the centre; the angle's sine and cosine, counter-clockwise as the image is seen; along the box's height and along
+    its width, from the centre, what a :class:`Window` has.
     """
 
     y: Tensor
