@@ -308,6 +308,8 @@ def _rows_of_bins(
         real = np.float64  # a float32 has no fraction there
     if kind == "integral" and max(abs(low * scale), abs(high * scale)) > 2**50:
         return None  # where the box ends on the map hangs on roundings
+    if kind == "integral" and 0 < (high - low) * scale < 1e-35:
+        return None  # whether a weight is 0, and its cell not read, hangs on the kernels' type
     if kind == "integral":
         return [[row] for row in _integral_rows(low, high, bins, length, scale)]
     if kind == "cells":

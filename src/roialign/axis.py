@@ -83,8 +83,8 @@ def _shared(size: Tensor, bins: int) -> Tensor:
 def moved_window(lo: Tensor, hi: Tensor, shift: Tensor, index: Tensor, bins: int, scale: float, ratio: int) -> Window:
     """Place bins that move, each as a window of one bin: deformable RoI pooling.
 
-    ``shift`` is ``[K, M]`` of M bins, in units of the box's size, ``index`` ``[M]`` their places along the axis; the rest
-    as in :func:`align_window`, aligned. Of 2**50 samples and more none counts. Returns ``[K * M]`` windows.
+    ``shift`` is ``[K, M]`` of M bins, in units of the box's size, ``index`` ``[M]`` their places along it; the rest as
+    in :func:`align_window`, aligned. Of 2**50 samples and more none counts. Returns ``[K * M]`` windows.
     """
     whole = align_window(lo, hi, bins, scale, ratio, aligned=True)
     start, bin, grid = (part[:, None] for part in whole[:3])
