@@ -173,6 +173,7 @@ class Box {
   // Bin b of channel c, counted along x first.
   Total pooled(int64_t b, int64_t c) {
     Total best;
+    bool best_exact = true;
     const int64_t count = for_each_sample(b, [&](const Sample& z, const Sample& y, const Sample& x, int64_t i) {
       Total sample;
       for (const Tap& tz : z)
@@ -183,8 +184,10 @@ class Box {
         return;
       }
       const double lead = std::abs(sample.value - best.value);
-      if (i && lead > 0 && lead < 1e-2 * sample.size) close = true;
-      if (!i || sample.value > best.value) best = sample, winner_ = i;
+      // Of equal samples the first wins, but where weights are summed rounding says which are equal.
+      const bool exact = (z.size() <= 1 && y.size() <= 1 && x.size() <= 1) || sample.size == 0;
+      if (i && !(lead == 0 && exact && best_exact) && lead <= 1e-2 * sample.size) close = true;
+      if (!i || sample.value > best.value) best = sample, best_exact = exact, winner_ = i;
     });
     if (info(call_.kind).takes_maximum || !count) return best;
     return {best.value / static_cast<double>(count), best.size / static_cast<double>(count)};
