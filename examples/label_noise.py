@@ -27,7 +27,7 @@ from torchvision.ops import box_iou
 
 from roialign.detection import detect, load_detector
 from roialign.detection.commands import train
-from roialign.detection.datasets import CocoData, open_photo
+from roialign.detection.datasets import AnnotatedImages, open_photo
 from roialign.detection.evaluation import evaluate_found
 from roialign.detection.recipe import Recipe
 from roialign.detection.tiles import Found
@@ -108,19 +108,19 @@ def write_scenes(folder: Path, name: str, generator: torch.Generator) -> tuple[P
 def learn(truth: Path, scenes: Path, folder: Path, recipe: Recipe, console: Console) -> list[Found]:
     """What a detector that learned from one truth finds in the scenes of another."""
     train(replace(recipe, annotations=truth, val_split=0, crop=CROP, scale=SCALE), folder, console)
-    photos = (open_photo(entry.file, entry.width, entry.height) for entry in CocoData(scenes).entries)
+    photos = (open_photo(entry.file, entry.width, entry.height) for entry in AnnotatedImages(scenes).entries)
     return list(detect(load_detector(folder / BEST), photos))
 
 
 def without_fault(truth: Path) -> list[Found]:
     """A truth's boxes as detections, best first in the truth's order: their scores know nothing of any noise."""
-    entries = CocoData(truth).entries
+    entries = AnnotatedImages(truth).entries
     return [Found(entry.boxes, torch.linspace(1, 0.5, len(entry.boxes)), entry.labels) for entry in entries]
 
 
 def measure(found: Iterable[Found], truth: Path) -> list[float]:
     """METRICS of detections by COCO's rules."""
-    data = CocoData(truth)
+    data = AnnotatedImages(truth)
     report = evaluate_found(data, {entry.id: each for entry, each in zip(data.entries, found, strict=True)})
     return [report.metrics[name] for name in METRICS]
 
@@ -131,7 +131,7 @@ def reckon(exact: Path, jittered: Path) -> list[float]:
     The share of crowns whose two boxes overlap enough is the recall; being the share of detections that count as right,
     whatever their score, it is the precision too: AP is about its square. Last, the mean IoU of what counts at 0.5.
     """
-    pairs = zip(CocoData(exact).entries, CocoData(jittered).entries, strict=True)
+    pairs = zip(AnnotatedImages(exact).entries, AnnotatedImages(jittered).entries, strict=True)
     overlap = torch.cat([box_iou(mine.boxes, theirs.boxes).diagonal() for mine, theirs in pairs])
     shares = [float((overlap >= iou).float().mean()) for iou in (0.4, 0.5, 0.75)]
     return [*(share**2 for share in shares), float(overlap[overlap >= 0.5].mean())]

@@ -25,7 +25,7 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.rpn import RPNHead
 
 from roialign.detection import POOLINGS, build_detector, detect
-from roialign.detection.datasets import CocoData, open_photo
+from roialign.detection.datasets import AnnotatedImages, open_photo
 from roialign.detection.evaluation import Report, evaluate_found
 from roialign.detection.recipe import Recipe
 from roialign.detection.training import Trainer
@@ -57,7 +57,7 @@ class Quiet:
 
 def run(pooling: str, seed: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Train and judge one detector."""
-    data, held = CocoData(TRAIN), CocoData(HELDOUT)
+    data, held = AnnotatedImages(TRAIN), AnnotatedImages(HELDOUT)
     torch.manual_seed(seed)
     model = build_detector(
         2,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from roialign.detection.datasets import CocoData
+from roialign.detection.datasets import AnnotatedImages
 
 Content = dict[str, Any]
 Change = Callable[[Content], Any]
@@ -43,12 +43,12 @@ def base() -> Content:
     }
 
 
-def load(photos: Path, tmp_path: Path, change: Change | None = None) -> CocoData:
+def load(photos: Path, tmp_path: Path, change: Change | None = None) -> AnnotatedImages:
     content = base()
     if change:
         change(content)
     (tmp_path / "c.json").write_text(json.dumps(content))
-    return CocoData(tmp_path / "c.json", photos)
+    return AnnotatedImages(tmp_path / "c.json", photos)
 
 
 def put(key: str, index: int, field: str, value: Any) -> Change:
@@ -240,7 +240,7 @@ def test_what_is_wrong_is_said_with_its_place(photos: Path, tmp_path: Path, chan
 def test_other_files_are_told_apart(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
-        CocoData(tmp_path / name)
+        AnnotatedImages(tmp_path / name)
     assert str(caught.value).startswith(f"{tmp_path / name}: ")
 
 
@@ -269,10 +269,10 @@ def test_folders_are_told_apart(tmp_path: Path) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).touch()
         with pytest.raises(ValueError, match=message) as caught:
-            CocoData(folder)
+            AnnotatedImages(folder)
         assert str(caught.value).startswith(str(folder))
     with pytest.raises(FileNotFoundError, match=r"gone\.json: no such file"):
-        CocoData(tmp_path / "gone.json")
+        AnnotatedImages(tmp_path / "gone.json")
 
 
 @pytest.mark.parametrize("prefix", [b"", codecs.BOM_UTF8])
@@ -285,7 +285,7 @@ def test_utf_8_whatever_the_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "c.json").write_bytes(prefix + json.dumps(content, ensure_ascii=False).encode())
     read = Path.read_text
     monkeypatch.setattr(Path, "read_text", lambda self, encoding=None, errors=None: read(self, encoding or "cp1252"))
-    assert CocoData(tmp_path / "c.json").classes == ["bush", "Bäume 树"]
+    assert AnnotatedImages(tmp_path / "c.json").classes == ["bush", "Bäume 树"]
 
 
 def test_sizes_that_are_missing_are_the_files(photos: Path, tmp_path: Path) -> None:
@@ -343,12 +343,12 @@ def test_frames_and_bands_that_are_not_shown_are_named(photos: Path, tmp_path: P
 def test_a_split_gives_either_part_boxes(tmp_path: Path) -> None:
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
 
-    def data(full: int, empty: int) -> CocoData:
+    def data(full: int, empty: int) -> AnnotatedImages:
         content = base()
         content["images"] = [{"id": i, "file_name": "a.png", "width": 20, "height": 20} for i in range(full + empty)]
         content["annotations"] = [{"image_id": i, "category_id": 9, "bbox": [1, 1, 5, 5]} for i in range(full)]
         (tmp_path / "c.json").write_text(json.dumps(content))
-        return CocoData(tmp_path / "c.json")
+        return AnnotatedImages(tmp_path / "c.json")
 
     for full, empty in ((2, 8), (5, 5), (10, 0), (3, 1), (2, 0), (2, 30)):
         whole = data(full, empty)

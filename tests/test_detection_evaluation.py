@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from roialign.detection.datasets import CocoData
+from roialign.detection.datasets import AnnotatedImages
 from roialign.detection.evaluation import Report, evaluate_found, match, precision_recall, within_crowds
 from roialign.detection.tiles import Found
 
 GOOD = [10, 10, 20, 20]
 
 
-def coco(folder: Path, annotations: list[dict[str, Any]], ids: tuple[Any, ...] = (1,), **more: Any) -> CocoData:
+def coco(folder: Path, annotations: list[dict[str, Any]], ids: tuple[Any, ...] = (1,), **more: Any) -> AnnotatedImages:
     """Images of 100 x 80 pixels; the annotations are of the first image and category where they do not say."""
     Image.new("RGB", (100, 80)).save(folder / "blank.png")
     content: dict[str, Any] = {
@@ -30,7 +30,7 @@ def coco(folder: Path, annotations: list[dict[str, Any]], ids: tuple[Any, ...] =
         "categories": [{"id": 1, "name": "tree"}],
     } | more
     (folder / "coco.json").write_text(json.dumps(content))
-    return CocoData(folder / "coco.json")
+    return AnnotatedImages(folder / "coco.json")
 
 
 def found(*rows: tuple[float, ...]) -> Found:

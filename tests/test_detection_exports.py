@@ -12,7 +12,7 @@ import pytest
 from faster_coco_eval import mask as reference
 from PIL import Image
 
-from roialign.detection.datasets import CocoData
+from roialign.detection.datasets import AnnotatedImages
 
 
 def image(*files: Path, size: tuple[int, int] = (100, 80)) -> None:
@@ -58,27 +58,27 @@ def test_label_studio(written: str, there: str, tmp_path: Path) -> None:
     file = coco(tmp_path / "project" / "result.json", [written, other], BOX)
     image(tmp_path / "project" / there, tmp_path / "project" / there.replace("a.jpg", "b.jpg"))
     for named in (file, file.parent):
-        data = CocoData(named)
+        data = AnnotatedImages(named)
         assert data.entries[0].file == tmp_path / "project" / there
         assert [entry.file.name[-5:] for entry in data.entries] == ["a.jpg", "b.jpg"]
         assert data.entries[0].boxes.tolist() == [[10.5, 20, 40.5, 60]]
         assert len(data.notes) == (written != there)
         assert all(" 2 images are found by the end of their names: " in note for note in data.notes)
-    assert CocoData(file, (tmp_path / "project" / there).parent).entries[1].boxes.shape == (0, 4)
+    assert AnnotatedImages(file, (tmp_path / "project" / there).parent).entries[1].boxes.shape == (0, 4)
 
 
 def test_ends_of_names_must_differ_and_lead_somewhere(tmp_path: Path) -> None:
     file = coco(tmp_path / "c.json", ["x/a.jpg", "y/a.jpg"], BOX)
     image(tmp_path / "a.jpg")
     with pytest.raises(FileNotFoundError, match=r"2 of 2 images are not there: '.*x/a.jpg'"):
-        CocoData(file)
+        AnnotatedImages(file)
     file = coco(tmp_path / "c.json", ["x/a.jpg", "x/b.jpg", "x/c.jpg"], BOX)
     image(tmp_path / "b.jpg")
     with pytest.raises(FileNotFoundError, match=r"1 of 3 images are not there: '[^']*/c.jpg'; --images names their"):
-        CocoData(file)
+        AnnotatedImages(file)
     image(tmp_path / "x" / "a.jpg")  # one is where it should be, so the others should be there too
     with pytest.raises(FileNotFoundError, match=r"2 of 3 images are not there: '[^']*x/b.jpg', '[^']*x/c.jpg'; --im"):
-        CocoData(file)
+        AnnotatedImages(file)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_folders_of_images(file: str, photo: str, tmp_path: Path) -> None:
     image(tmp_path / photo)
     coco(tmp_path / file, ["a.jpg"], ROTATED)
     for named in (tmp_path, tmp_path / file):
-        data = CocoData(named)
+        data = AnnotatedImages(named)
         assert data.entries[0].file == tmp_path / photo
         assert data.notes == []
 
@@ -112,7 +112,7 @@ def test_outlines_where_there_is_no_box(tmp_path: Path) -> None:
         {"segmentation": [polygon], "bbox": [1, 2, 3, 4]},
         {"segmentation": [[10, 20, 1e308, 20, 1e308, 1e308]]},  # cut like any other
     ]
-    data = CocoData(coco(tmp_path / "c.json", ["a.jpg"], *shapes))
+    data = AnnotatedImages(coco(tmp_path / "c.json", ["a.jpg"], *shapes))
     assert data.boxes.tolist() == [
         [10.25, 20, 30, 60.5], [10.25, 5, 60, 60.5], [2, 1, 3, 4], [1, 2, 4, 6], [10, 20, 100, 80]
     ]  # fmt: skip
@@ -146,7 +146,7 @@ def test_masks_are_read_as_coco_reads_them(tmp_path: Path) -> None:
     content = json.loads(file.read_text())
     content["images"][0].update(width=23, height=17)
     file.write_text(json.dumps(content))
-    assert CocoData(file).boxes.tolist() == expected
+    assert AnnotatedImages(file).boxes.tolist() == expected
 
 
 MASK = {"size": [80, 100], "counts": [1, 2, 7997]}
@@ -182,17 +182,17 @@ def test_outlines_that_are_none(segmentation: Any, message: str, tmp_path: Path)
     file = coco(tmp_path / "c.json", ["a.jpg"], {"segmentation": segmentation})
     where = r"^.*c\.json: annotations\[0\] \(id 0\): no bbox, and segmentation: "
     with pytest.raises(ValueError, match=where + message):
-        CocoData(file)
+        AnnotatedImages(file)
 
 
 def test_boxes_to_be_ignored_are_crowds(tmp_path: Path) -> None:
     image(tmp_path / "a.jpg")
     boxes = [{**BOX, "ignore": ignore, "iscrowd": crowd} for ignore, crowd in ((0, 0), (1, 0), (True, 1), (0, 1))]
     boxes = [{**box, "bbox": [k, 1, 5, 5]} for k, box in enumerate(boxes)]
-    entry = CocoData(coco(tmp_path / "c.json", ["a.jpg"], *boxes)).entries[0]
+    entry = AnnotatedImages(coco(tmp_path / "c.json", ["a.jpg"], *boxes)).entries[0]
     assert (entry.boxes[:, 0].tolist(), entry.crowds[:, 0].tolist()) == ([0], [1, 2, 3])
     with pytest.raises(ValueError, match="ignore: got null; expected 0 or 1"):
-        CocoData(coco(tmp_path / "c.json", ["a.jpg"], {**BOX, "ignore": None}))
+        AnnotatedImages(coco(tmp_path / "c.json", ["a.jpg"], {**BOX, "ignore": None}))
 
 
 ROW = "1 0.5 0.5 0.25 0.5\n"
@@ -218,7 +218,7 @@ def test_yolo_yamls(yaml: str, photos: str, labels: str, names: str, tmp_path: P
     (tmp_path / labels / "a b.txt").write_text(ROW)
     (tmp_path / "train.txt").write_text(f"./{photos}/b.jpg\n{photos}/a b.jpg\n\n")
     (tmp_path / "data.yaml").write_text(f"{yaml}names: {names}\ndownload: |\n  import os; os._exit(3)\nnc: 2\n")
-    data = CocoData(tmp_path / "data.yaml", part="train")
+    data = AnnotatedImages(tmp_path / "data.yaml", part="train")
     assert [(entry.id, entry.file.name) for entry in data.entries] == [(1, "a b.jpg"), (2, "b.jpg")]
     assert (data.classes, data.category_ids) == (["bush", "no"], [1, 2])
     assert data.entries[0].boxes.tolist() == [[37.5, 20, 62.5, 60]]
@@ -240,7 +240,7 @@ def test_yolo_rows(tmp_path: Path) -> None:
     ]
     (tmp_path / "images" / "a.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
     (tmp_path / "data.yaml").write_text("train: images\nnames: [a, b]\n")
-    data = CocoData(tmp_path / "data.yaml")
+    data = AnnotatedImages(tmp_path / "data.yaml")
     boxes = [[37.5, 20, 62.5, 60], [20, 16, 30, 24], [10, 16, 30, 72], [0, 0, 4.5, 80], [37.5, 20, 62.5, 60]]
     assert data.boxes.tolist() == [pytest.approx(box, abs=1e-5) for box in boxes]
     assert data.entries[0].labels.tolist() == [1, 2, 2, 1, 1]
@@ -250,7 +250,7 @@ def test_yolo_rows(tmp_path: Path) -> None:
     ]
     (tmp_path / "data.yaml").write_text("train: images\nnames: [a, b]\nkpt_shape: [2, 3]\n")
     (tmp_path / "images" / "a.txt").write_text(rows[0] + " 0.1 0.1 2" * 2)
-    assert CocoData(tmp_path).boxes.tolist() == [[37.5, 20, 62.5, 60]]
+    assert AnnotatedImages(tmp_path).boxes.tolist() == [[37.5, 20, 62.5, 60]]
 
 
 def test_yolo_numbers_classes_to_the_last_digit(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_yolo_numbers_classes_to_the_last_digit(tmp_path: Path) -> None:
     last = 2**63 - 2
     (tmp_path / "data.yaml").write_text(f"train: images\nnames: {{{last}: c, {2**53 + 1}: b, {2**53}.0: a}}\n")
     (tmp_path / "images" / "a.txt").write_text("".join(f"{k} .5 .5 .25 .5\n" for k in (2**53 + 1, last, 2**53)))
-    data = CocoData(tmp_path)
+    data = AnnotatedImages(tmp_path)
     assert (data.classes, data.category_ids) == (["a", "b", "c"], [2**53 + 1, 2**53 + 2, 2**63 - 1])
     assert data.entries[0].labels.tolist() == [2, 3, 1]
 
@@ -293,7 +293,7 @@ def test_voc_folders(xml: str, photo: str, name: str, tmp_path: Path) -> None:
     cases = ((SIZE, "", 0), ("", "<difficult>0</difficult>", 0), (unknown, "<difficult>1</difficult>", 1))
     for size, more, crowds in cases:
         (tmp_path / xml).write_text(XML.format(name=name, size=size, more=more))
-        entry = CocoData((tmp_path / xml).parent if "VOC" in xml else tmp_path).entries[0]
+        entry = AnnotatedImages((tmp_path / xml).parent if "VOC" in xml else tmp_path).entries[0]
         assert (entry.file, entry.width) == (tmp_path / photo, 100)
         assert (len(entry.boxes), len(entry.crowds)) == (1 - crowds, crowds)
         assert [*entry.boxes.tolist(), *entry.crowds.tolist()] == [[10, 20.5, 30, 40]]
@@ -302,7 +302,7 @@ def test_voc_folders(xml: str, photo: str, name: str, tmp_path: Path) -> None:
 def test_voc_boxes_before_the_first_pixel_are_said(tmp_path: Path) -> None:
     image(tmp_path / "a.jpg")
     (tmp_path / "a.xml").write_text(XML.format(name="a.jpg", size="", more="").replace(">11<", ">0<"))
-    data = CocoData(tmp_path)
+    data = AnnotatedImages(tmp_path)
     assert data.boxes.tolist() == [[0, 20.5, 30, 40]]
     assert data.notes == [
         f"{tmp_path}: 1 boxes begin before the first pixel, which is 1 in Pascal VOC: a.xml: object[0] ('tree')"
@@ -342,7 +342,7 @@ def test_a_table_has_images_without_boxes(tmp_path: Path) -> None:
     image(tmp_path / "a.jpg", tmp_path / "b.jpg", tmp_path / "c.jpg")
     rows = f"{HEAD}\nc.jpg,1,2,3,4,tree\nb.jpg,,,,,\na.jpg,1,2,3,4,oak\nc.jpg,5,6,7,8,oak\nb.jpg,0,nan,1,2,oak\n"
     (tmp_path / "boxes.csv").write_text(rows)
-    data = CocoData(tmp_path)
+    data = AnnotatedImages(tmp_path)
     assert [(entry.name, entry.labels.tolist()) for entry in data.entries] == [
         ("c.jpg", [2, 1]),
         ("b.jpg", []),

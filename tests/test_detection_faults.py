@@ -11,7 +11,7 @@ from PIL import Image
 
 from annotated import SCENES, paint, write_csv, write_voc, write_yolo
 from roialign.detection import inputs
-from roialign.detection.datasets import CocoData
+from roialign.detection.datasets import AnnotatedImages
 
 NAMES = "train: images/train\nnames: [bush, tree]\n"
 BOMB_OF_LISTS = "l0: &l0 [a, a]\n" + "".join(f"l{k}: &l{k} [*l{k - 1}, *l{k - 1}]\n" for k in range(1, 61))
@@ -66,7 +66,7 @@ def yolo(tmp_path: Path) -> Path:
 
 def refused(source: Path, start: str, message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
-        CocoData(source)
+        AnnotatedImages(source)
     assert str(caught.value).startswith(start)
     assert len(str(caught.value).encode().splitlines()) == 1
     assert len(str(caught.value)) < len(str(source)) + 500
@@ -200,9 +200,9 @@ def test_voc_lists_that_are_wrong(voc: Path) -> None:
     ):
         listed.write_bytes(content.encode("utf-8", "surrogatepass"))
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(f"{voc}: {message}")):
-            CocoData(voc, part="train")
+            AnnotatedImages(voc, part="train")
     listed.write_text('"a 1"\nb \n')
-    assert [entry.name for entry in CocoData(voc, part="train").entries] == ["a 1.png", "b.png"]
+    assert [entry.name for entry in AnnotatedImages(voc, part="train").entries] == ["a 1.png", "b.png"]
     (voc / "JPEGImages" / "b.png").unlink()
     refused(voc, f"{voc}: 1 of 3 images are not there: ", "b.png")
     (voc / "Annotations" / "b.xml").unlink()
@@ -271,6 +271,6 @@ def test_what_the_page_quotes_is_what_is_said(tmp_path: Path) -> None:
     said = []
     for name in ("crowns.json", "yolo/data.yaml", "VOC2012", "boxes.csv"):
         with pytest.raises(ValueError, match=": ") as caught:
-            CocoData(tmp_path / name)
+            AnnotatedImages(tmp_path / name)
         said.append(str(caught.value).removeprefix(f"{tmp_path}/"))
     assert said == [line.strip() for line in quoted.splitlines()]

@@ -14,7 +14,7 @@ from annotated import CLASSES, SCENES, Drawn, paint, write_coco, write_csv, writ
 from roialign.cli import app
 from roialign.detection import inputs
 from roialign.detection.checkpoint import save_detector
-from roialign.detection.datasets import CocoData
+from roialign.detection.datasets import AnnotatedImages
 from roialign.detection.model import build_detector
 from roialign.detection.recipe import Recipe
 from roialign.samples import PHOTO_FILE, TRAIN
@@ -44,7 +44,7 @@ def said(result: Result) -> str:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_data_set_is_the_same_in_every_format(name: str, tmp_path: Path) -> None:
-    data = CocoData(write(name, tmp_path / "set"))
+    data = AnnotatedImages(write(name, tmp_path / "set"))
     assert (data.classes, data.category_ids, data.notes) == (["bush", "tree"], [1, 2], [])
     assert [(entry.id, entry.file.name, entry.width, entry.height) for entry in data.entries] == [
         (k, scene.name, scene.width, scene.height) for k, scene in enumerate(SCENES, 1)
@@ -54,13 +54,13 @@ def test_a_data_set_is_the_same_in_every_format(name: str, tmp_path: Path) -> No
         assert entry.labels.tolist() == [CLASSES.index(kind) + 1 for kind, *_ in scene.boxes]
         assert entry.areas.tolist() == [(x2 - x1) * (y2 - y1) for _, x1, y1, x2, y2 in scene.boxes]
         assert len(entry.crowds) == 0
-    coco = CocoData(write("coco", tmp_path / "coco"))
+    coco = AnnotatedImages(write("coco", tmp_path / "coco"))
     assert data.digest() == coco.digest()
     out = tmp_path / "elsewhere" / "annotations.json"
     result = run("convert", data.path, "--out", out)
     assert result.exit_code == 0, said(result)
     assert "annotations.json: 3 images, 5 boxes, 2 classes" in said(result)
-    again = CocoData(out)
+    again = AnnotatedImages(out)
     assert again.digest() == data.digest()
     assert json.loads(out.read_text())["images"][1]["file_name"].startswith("../set/")
     before = out.read_bytes()
@@ -82,10 +82,10 @@ def test_a_conversion_keeps_every_bit(tmp_path: Path) -> None:
     content = {"images": [{"id": "图", "file_name": "a 1.png"}], "annotations": boxes}
     content["categories"] = [{"id": ids[0], "name": "x"}, {"id": ids[1], "name": "y"}]
     (tmp_path / "boxes.json").write_text(json.dumps(content))
-    data = CocoData(tmp_path / "boxes.json")
+    data = AnnotatedImages(tmp_path / "boxes.json")
     assert (len(data.entries[0].boxes), len(data.entries[0].crowds)) == (32, 8)
     assert run("convert", data.path, "--out", tmp_path / "new.json").exit_code == 0
-    assert CocoData(tmp_path / "new.json").digest() == data.digest()
+    assert AnnotatedImages(tmp_path / "new.json").digest() == data.digest()
     (tmp_path / "link.json").symlink_to(tmp_path / "nowhere.json")
     assert "is there already" in said(run("convert", data.path, "--out", tmp_path / "link.json"))
     assert not (tmp_path / "nowhere.json").exists()
@@ -94,7 +94,7 @@ def test_a_conversion_keeps_every_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["coco", "voc", "csv"])
 def test_a_giant_box_is_cut_like_any_other(name: str, tmp_path: Path) -> None:
     scene = SCENES[0]._replace(boxes=[("tree", 10, 20, 10**308, 10**308), ("bush", 10**308, 1, 10**308, 9)])
-    data = CocoData(write(name, tmp_path, (scene,)))
+    data = AnnotatedImages(write(name, tmp_path, (scene,)))
     assert (data.boxes.tolist(), data.entries[0].areas.tolist()) == ([[10, 20, 100, 80]], [90 * 60])
     (note,) = data.notes
     assert note.endswith(": no area inside its image")
@@ -106,7 +106,9 @@ def crowns() -> tuple[Drawn, ...]:
     scenes = []
     for index in range(4):
         x, y = 70 * index, 60 * index
-        boxes = (CocoData(TRAIN).entries[0].boxes - torch.tensor([x, y, x, y])).clamp(0, 64).round().int().tolist()
+        boxes = (
+            (AnnotatedImages(TRAIN).entries[0].boxes - torch.tensor([x, y, x, y])).clamp(0, 64).round().int().tolist()
+        )
         kept = [("tree", *box) for box in boxes if box[2] - box[0] > 8 and box[3] - box[1] > 8]
         scenes.append(Drawn(f"cut{index}.png", 64, 64, [*kept, ("bush", 1, 2, 9, 13)]))
     return tuple(scenes)
@@ -166,7 +168,7 @@ def test_parts_are_learned_and_judged_by(tmp_path: Path) -> None:
     assert held.notes == [note]  # of YOLO's the files differ
     assert inputs.judged_data(yolo).digest() == digests[0][1]
     assert inputs.judged_data(voc, part="train").digest() == digests[0][0]
-    everything = CocoData(yolo / "data.yaml")
+    everything = AnnotatedImages(yolo / "data.yaml")
     assert [entry.file.parent.name for entry in everything.entries] == ["train", "train", "val", "val"]
     told = said(run("convert", yolo, "--out", tmp_path / "all.json"))
     assert "4 images of all parts (train, val: --part gives one), 8 boxes" in told
@@ -231,7 +233,7 @@ def test_classes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "ap.json").read_text())["boxes"] == 3
     assert "boxes of other classes are left out: 2 of 'bush'" in said(result)
     trees = SCENES[0]._replace(boxes=SCENES[0].boxes[:1])
-    unused = inputs.fit_to_model(CocoData(write_coco(tmp_path, [trees])), model)  # bush has no box there
+    unused = inputs.fit_to_model(AnnotatedImages(write_coco(tmp_path, [trees])), model)  # bush has no box there
     assert (unused.classes, unused.category_ids, unused.boxes.shape) == (["Tree"], [2], (1, 4))
     held = tmp_path / "held.csv"
     held.write_text("image_path,xmin,ymin,xmax,ymax,label\nb.png,1,1,9,9,TREE\n")

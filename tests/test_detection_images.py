@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from roialign.detection import Found, detect
-from roialign.detection.datasets import CocoData, open_photo
+from roialign.detection.datasets import AnnotatedImages, open_photo
 from roialign.detection.evaluation import evaluate_found, precision_recall
 from roialign.detection.images import FILL, DamagedImageError, Photo, find_images, passed_over
 from roialign.detection.pictures import draw_worst, plot_curve
@@ -256,7 +256,7 @@ def test_tiles_may_have_nothing_in_common(tmp_path: Path) -> None:
         assert len(finder.batches) == tiles
 
 
-def coco(folder: Path, boxes: list[list[float]], crowds: list[list[float]] | None = None) -> CocoData:
+def coco(folder: Path, boxes: list[list[float]], crowds: list[list[float]] | None = None) -> AnnotatedImages:
     """One image of 200 x 100 pixels with boxes (x, y, width, height) of one class."""
     Image.new("RGB", (200, 100)).save(folder / "blank.png")
     annotations = [
@@ -270,7 +270,7 @@ def coco(folder: Path, boxes: list[list[float]], crowds: list[list[float]] | Non
         "categories": [{"id": 9, "name": "tree"}],
     }
     (folder / "coco.json").write_text(json.dumps(content))
-    return CocoData(folder / "coco.json")
+    return AnnotatedImages(folder / "coco.json")
 
 
 def found(*rows: tuple[float, float, float, float, float]) -> Found:

@@ -28,7 +28,7 @@ from roialign.detection import (
     weights,
 )
 from roialign.detection.checkpoint import default_checkpoint
-from roialign.detection.datasets import CocoData, open_photo
+from roialign.detection.datasets import AnnotatedImages, open_photo
 from roialign.detection.evaluation import evaluate_found
 from roialign.outputs import write_atomically
 from roialign.samples import HELDOUT
@@ -308,7 +308,7 @@ def test_the_shipped_detector_is_as_good_as_its_card_says(tmp_path: Path) -> Non
 def test_no_detector_with_random_weights_gets_near_the_shipped_one() -> None:
     torch.manual_seed(0)
     model = build_detector(**load_detector().description)
-    data = CocoData(HELDOUT)
+    data = AnnotatedImages(HELDOUT)
     entry = data.entries[0]  # where the shipped one has 0.64
     (found,) = detect(model, [open_photo(entry.file, entry.width, entry.height)])
     assert evaluate_found(data, {entry.id: found}).metrics["AP50"] < 0.1

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from roialign.detection.datasets import CocoData
+from roialign.detection.datasets import AnnotatedImages
 from test_detection_annotations import base
 from test_detection_annotations import photos as photos
 
@@ -98,9 +98,9 @@ def mutate(chance: random.Random) -> bytes:
     return bytes(raw)
 
 
-def attempt(file: Path, photos: Path) -> tuple[CocoData | None, Exception | None]:
+def attempt(file: Path, photos: Path) -> tuple[AnnotatedImages | None, Exception | None]:
     try:
-        return CocoData(file, photos), None
+        return AnnotatedImages(file, photos), None
     except (ValueError, FileNotFoundError) as error:
         return None, error
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from annotated import SCENES, paint, write_csv, write_voc, write_yolo
-from roialign.detection.datasets import CocoData
+from roialign.detection.datasets import AnnotatedImages
 
 MUTATIONS = int(os.environ.get("ROIALIGN_MUTATIONS", "500")) // 2
 WORDS = """nan inf -1 1e999 0.5 999 b .png .. / \\ , ; " ' [ ] { } : - ~ | ? ,, labels null no < > </ <name> <object>
@@ -66,9 +66,9 @@ def mutate(good: bytes, chance: random.Random) -> bytes:
     return bytes(raw)
 
 
-def attempt(source: Path) -> tuple[CocoData | None, str]:
+def attempt(source: Path) -> tuple[AnnotatedImages | None, str]:
     try:
-        return CocoData(source), ""
+        return AnnotatedImages(source), ""
     except (ValueError, FileNotFoundError) as error:
         return None, str(error)
 

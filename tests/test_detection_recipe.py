@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from roialign.cli import app
 from roialign.detection import build_detector, commands
-from roialign.detection.datasets import CocoData
+from roialign.detection.datasets import AnnotatedImages
 from roialign.detection.recipe import Recipe
 from roialign.detection.training import Trainer
 from roialign.samples import TRAIN
@@ -38,5 +38,5 @@ def test_the_command_builds_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_trainer_without_a_crop_is_refused(tmp_path: Path) -> None:
     model = build_detector(2, "mobilenet_v2_fpn", fpn_channels=8, head_channels=8)
     with pytest.raises(ValueError, match="recipe: got no crop; expected its side in pixels"):
-        Trainer(model, CocoData(TRAIN), None, Recipe(), tmp_path / "out")
+        Trainer(model, AnnotatedImages(TRAIN), None, Recipe(), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from roialign.cli import app
 from roialign.detection import build_detector, recipe
 from roialign.detection.checkpoint import load_detector
-from roialign.detection.datasets import CocoData
+from roialign.detection.datasets import AnnotatedImages
 from roialign.detection.images import Photo
 from roialign.detection.training import LOSSES, SeededSampler, _best
 from roialign.outputs import Folder
@@ -36,7 +36,7 @@ SIDE = 96
 def crowns(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five cuts of the packaged photo as a COCO data set."""
     folder = tmp_path_factory.mktemp("crowns")
-    boxes = CocoData(TRAIN).entries[0].boxes
+    boxes = AnnotatedImages(TRAIN).entries[0].boxes
     content: dict[str, list[dict[str, Any]]] = {
         "images": [],
         "annotations": [],
@@ -223,7 +223,7 @@ def test_losses_of_parts_weighted_by_their_samples_make_the_whole_batchs(crowns:
     model = build_detector(2, "mobilenet_v2_fpn", norm="group", scale=1.0, **options).double().train()
     samplers = [SeededSampler(head.fg_bg_sampler) for head in (model.rpn, model.roi_heads)]
     model.rpn.fg_bg_sampler, model.roi_heads.fg_bg_sampler = samplers
-    data = CocoData(crowns / "crowns.json")
+    data = AnnotatedImages(crowns / "crowns.json")
     images = [Photo(entry.file).read().double() for entry in data.entries[:2]]
     targets = [{"boxes": entry.boxes.double(), "labels": entry.labels} for entry in data.entries[:2]]
 

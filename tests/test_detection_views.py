@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from roialign.detection import views
-from roialign.detection.datasets import CocoData, Entry
+from roialign.detection.datasets import AnnotatedImages, Entry
 from roialign.detection.images import FILL, Photo
 from roialign.detection.views import EpochBatches, TrainingViews, View, augment
 from roialign.samples import TRAIN
@@ -53,7 +53,7 @@ def test_a_seed_is_the_same_in_every_version() -> None:
 
 
 def test_a_view_is_the_same_whenever_it_is_asked_for() -> None:
-    data = CocoData(TRAIN)
+    data = AnnotatedImages(TRAIN)
     views = [view for step in EpochBatches(data.entries, 256, 2, 4, 0) for view in step]
     first = [TrainingViews(data, 64, 0)[view] for view in views]
     torch.manual_seed(99)

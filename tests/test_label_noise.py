@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from roialign.detection.datasets import CocoData
+from roialign.detection.datasets import AnnotatedImages
 from roialign.detection.recipe import Recipe
 from roialign.detection.tiles import Found
 
@@ -113,7 +113,7 @@ def test_it_trains_and_prints(
     line = re.search("the same, reckoned crown by crown.*", said)
     assert line is not None
     assert re.findall(r"\d\.\d{3}", line[0])[1] == f"{(sum(right) / 14) ** 2:.3f}"
-    assert len(CocoData(tmp_path / "train_jittered.json").boxes) == 7
+    assert len(AnnotatedImages(tmp_path / "train_jittered.json").boxes) == 7
     assert (tmp_path / "exact" / "model.safetensors").read_bytes() != (
         tmp_path / "jittered" / "model.safetensors"
     ).read_bytes()

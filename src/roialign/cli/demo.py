@@ -169,12 +169,12 @@ def detector_step(image: Tensor, boxes: Tensor, note: Note) -> None:
 def detect_trees(path: BinaryIO, note: Note) -> None:
     """The package's detector on the part of a photo that was held out of its training, beside the truth."""
     from ..detection import detect, load_detector
-    from ..detection.datasets import CocoData, open_photo
+    from ..detection.datasets import AnnotatedImages, open_photo
     from ..detection.evaluation import evaluate_found
     from ..detection.pictures import draw_beside
 
     model = load_detector()
-    data = CocoData(HELDOUT)
+    data = AnnotatedImages(HELDOUT)
     entry = next(entry for entry in data.entries if entry.file.name == "YELL_lower.jpg")
     (found,) = detect(model, [open_photo(entry.file, entry.width, entry.height)])
     ap50 = evaluate_found(data, {entry.id: found}).metrics["AP50"]

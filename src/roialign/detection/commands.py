@@ -19,7 +19,7 @@ from ..outputs import Folder, check_files, write_atomically
 from ..terminal import cell, say
 from . import pictures
 from .checkpoint import default_checkpoint
-from .datasets import CocoData, open_photo
+from .datasets import AnnotatedImages, open_photo
 from .evaluation import Report, evaluate_found
 from .inputs import fit_to_model, judged_data, training_data
 from .model import build_detector
@@ -121,14 +121,14 @@ def _announce(console: Console, trainer: Trainer, done: int, notes: list[str], b
         say(console, f"{done} of {trainer.recipe.epochs} epochs were done")
 
 
-def _scale(data: CocoData) -> float:
+def _scale(data: AnnotatedImages) -> float:
     """The enlargement at which the network sees the median object as OBJECT pixels wide."""
     sides = (data.boxes[:, 2:] - data.boxes[:, :2]).prod(1).sqrt()
     return min(2.0, max(0.25, round(4 * OBJECT / float(sides.median())) / 4))
 
 
 def _trainer(
-    data: CocoData, held: CocoData | None, recipe: Recipe, folder: Folder, start: str | None, tile: int
+    data: AnnotatedImages, held: AnnotatedImages | None, recipe: Recipe, folder: Folder, start: str | None, tile: int
 ) -> Trainer:
     """The model for the data, its card, and who trains it."""
     torch.manual_seed(recipe.seed)
@@ -266,7 +266,7 @@ def evaluate(
     return report
 
 
-def _table(data: CocoData, report: Report) -> Table:
+def _table(data: AnnotatedImages, report: Report) -> Table:
     title = cell(f"{data.path.name}: {len(data.entries)} images, {len(data.boxes)} boxes")
     table = Table(title=title, title_justify="left")
     table.add_column("metric")
@@ -277,7 +277,7 @@ def _table(data: CocoData, report: Report) -> Table:
     return table
 
 
-def _records(data: CocoData, report: Report) -> list[dict[str, Any]]:
+def _records(data: AnnotatedImages, report: Report) -> list[dict[str, Any]]:
     """The detections as COCO's results, with the ids of the user's file."""
     return [
         {

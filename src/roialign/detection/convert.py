@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..terminal import say
-from .datasets import CocoData
+from .datasets import AnnotatedImages
 from .formats import parts
 from .formats.coco import pack
 from .inputs import headings
@@ -42,7 +42,7 @@ def convert(
     """
     if os.path.lexists(out):
         raise FileExistsError(f"{out}: is there already; name another file")
-    data = CocoData(source, images, part, headings(columns))
+    data = AnnotatedImages(source, images, part, headings(columns))
     content = pack(data.entries, dict(zip(data.category_ids, data.classes, strict=True)), out.parent)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:

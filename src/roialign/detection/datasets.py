@@ -17,7 +17,7 @@ from .formats import COLUMNS, Source, read
 from .images import Photo
 
 
-class CocoData:
+class AnnotatedImages:
     """Annotations and their images, as COCO has them whatever their format.
 
     Boxes are cut to the image, and those without area are left out. Crowds (``iscrowd``, ``ignore``, ``difficult``) are
@@ -62,7 +62,7 @@ class CocoData:
         if len(alike) > 1:
             self.notes.append(some(f"{self.path}: {len(alike)} classes differ by upper and lower case only", alike))
 
-    def with_classes(self, names: Sequence[str], ids: Sequence[int], labels: Mapping[int, int]) -> CocoData:
+    def with_classes(self, names: Sequence[str], ids: Sequence[int], labels: Mapping[int, int]) -> AnnotatedImages:
         """The same images with other classes.
 
         Args:
@@ -81,7 +81,7 @@ class CocoData:
             other.notes = [*self.notes, some(f"{self.path}: boxes of other classes are left out", told)]
         return other
 
-    def split(self, fraction: float, seed: int) -> tuple[CocoData, CocoData]:
+    def split(self, fraction: float, seed: int) -> tuple[AnnotatedImages, AnnotatedImages]:
         """Two parts of whole images, the second with about ``fraction`` of them and at least one.
 
         Images with boxes and images without are shared out each on their own, so that either part has boxes if two
@@ -102,8 +102,8 @@ class CocoData:
         first, second = (self._part(sorted(part)) for part in parts)
         return first, second
 
-    def _part(self, indices: Sequence[int]) -> CocoData:
-        part = object.__new__(CocoData)
+    def _part(self, indices: Sequence[int]) -> AnnotatedImages:
+        part = object.__new__(AnnotatedImages)
         part.__dict__.update(self.__dict__, entries=[self.entries[index] for index in indices])
         return part
 

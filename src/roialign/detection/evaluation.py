@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from .datasets import CocoData, Entry, ImageId
+from .datasets import AnnotatedImages, Entry, ImageId
 from .tiles import Found
 
 IOUS = np.array([0.4, *np.linspace(0.5, 0.95, 10)])  # COCO's ten, and one below for truths that are roughly drawn
@@ -47,7 +47,7 @@ class Report:
         return {name: None if math.isnan(value) else value for name, value in self.metrics.items()}
 
 
-def evaluate_found(data: CocoData, found: Mapping[ImageId, Found]) -> Report:
+def evaluate_found(data: AnnotatedImages, found: Mapping[ImageId, Found]) -> Report:
     """Judge detections against a data set.
 
     Args:
@@ -166,7 +166,7 @@ def _xywh(box: Sequence[float]) -> list[float]:
     return [x1, y1, x2 - x1, y2 - y1]
 
 
-def _names(data: CocoData) -> list[str]:
+def _names(data: AnnotatedImages) -> list[str]:
     """Of the measures that COCO's evaluator gives, in order. A class is told by its id where its name does not do."""
     names = ["AP", "AP40", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "AR", "ARs", "ARm", "ARl"]
     if len(data.classes) == 1:

@@ -11,13 +11,13 @@ from torchvision.models.detection import FasterRCNN
 
 from ..samples import HELDOUT, TRAIN
 from .classes import match, parse, select
-from .datasets import CocoData
+from .datasets import AnnotatedImages
 from .fields import shown, some
 from .formats import COLUMNS, parts
 from .recipe import Recipe
 
 
-def training_data(recipe: Recipe) -> tuple[CocoData, CocoData | None]:
+def training_data(recipe: Recipe) -> tuple[AnnotatedImages, AnnotatedImages | None]:
     """What to learn from, and what to judge by, with the same classes.
 
     Raises:
@@ -27,13 +27,13 @@ def training_data(recipe: Recipe) -> tuple[CocoData, CocoData | None]:
     if recipe.val_images is not None and recipe.val is None:
         raise ValueError("--val-images: there is no --val whose images it could name")
     if recipe.annotations is None:
-        return _choose(CocoData(TRAIN), recipe.classes), _choose(CocoData(HELDOUT), recipe.classes)
+        return _choose(AnnotatedImages(TRAIN), recipe.classes), _choose(AnnotatedImages(HELDOUT), recipe.classes)
     columns = headings(recipe.columns)
     data = _choose(_take(recipe.annotations, recipe.images, "train", columns), recipe.classes)
     if recipe.val is not None:
         held = _take(recipe.val, recipe.val_images or recipe.images, "val", columns)
     elif "val" in parts(recipe.annotations):
-        held = CocoData(recipe.annotations, recipe.images, "val", columns)
+        held = AnnotatedImages(recipe.annotations, recipe.images, "val", columns)
     else:
         return data.split(recipe.val_split, recipe.seed) if recipe.val_split else (data, None)
     held = _matched(_choose(held, recipe.classes, all=False), data.classes, data.category_ids, str(data.path))
@@ -51,7 +51,7 @@ def judged_data(
     part: str | None = None,
     classes: str | None = None,
     columns: str | None = None,
-) -> CocoData:
+) -> AnnotatedImages:
     """What to judge by: a part, or of what has parts ``val``.
 
     Raises:
@@ -59,13 +59,13 @@ def judged_data(
         ValueError: what is wrong in them, or in what is asked for.
     """
     if annotations is None:
-        return _choose(CocoData(HELDOUT), classes)
+        return _choose(AnnotatedImages(HELDOUT), classes)
     if part is None:
         return _choose(_take(annotations, images, "val", headings(columns)), classes)
-    return _choose(CocoData(annotations, images, part, headings(columns)), classes)
+    return _choose(AnnotatedImages(annotations, images, part, headings(columns)), classes)
 
 
-def fit_to_model(data: CocoData, model: FasterRCNN) -> CocoData:
+def fit_to_model(data: AnnotatedImages, model: FasterRCNN) -> AnnotatedImages:
     """The data with the detector's classes, which are the data's by name; ids stay the data's.
 
     Raises:
@@ -97,12 +97,12 @@ def headings(columns: str | None) -> Sequence[str]:
     return names
 
 
-def _take(path: Path, images: Path | None, usual: str, columns: Sequence[str]) -> CocoData:
+def _take(path: Path, images: Path | None, usual: str, columns: Sequence[str]) -> AnnotatedImages:
     """Annotations, or the usual part of them if they have parts."""
-    return CocoData(path, images, usual if parts(path) else None, columns)
+    return AnnotatedImages(path, images, usual if parts(path) else None, columns)
 
 
-def _choose(data: CocoData, classes: str | None, all: bool = True) -> CocoData:
+def _choose(data: AnnotatedImages, classes: str | None, all: bool = True) -> AnnotatedImages:
     """The data with the classes that ``--classes`` names; unless ``all``, it may lack some."""
     if classes is None:
         return data
@@ -116,7 +116,7 @@ def _choose(data: CocoData, classes: str | None, all: bool = True) -> CocoData:
     return data.with_classes(names, ids, labels)
 
 
-def _matched(data: CocoData, classes: Sequence[str], ids: Sequence[int], whose: str) -> CocoData:
+def _matched(data: AnnotatedImages, classes: Sequence[str], ids: Sequence[int], whose: str) -> AnnotatedImages:
     """The data with others' classes, which may lack one that has no boxes; ids stay the data's where they can."""
     try:
         used = {label for entry in data.entries for label in (*entry.labels.tolist(), *entry.crowd_labels.tolist())}

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from .datasets import CocoData, Entry, open_photo
+from .datasets import AnnotatedImages, Entry, open_photo
 from .evaluation import Report, match, within_crowds
 from .images import Photo
 from .tiles import Found
@@ -50,7 +50,7 @@ def draw_views(samples: Sequence[Sample], path: Output) -> None:
     sheet.save(path, "PNG")
 
 
-def draw_worst(data: CocoData, report: Report, path: Output, rows: int = 5) -> int:
+def draw_worst(data: AnnotatedImages, report: Report, path: Output, rows: int = 5) -> int:
     """One sheet of the worst misses at IoU 0.5, above the score of the best F1; returns how many there are.
 
     The surest false detections in red, then the largest objects that were not found in blue, turn by turn, each in the

@@ -24,7 +24,7 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from ..outputs import Folder
 from .checkpoint import pack_detector, pack_tensors, read_description
-from .datasets import CocoData, open_photo
+from .datasets import AnnotatedImages, open_photo
 from .description import SMALLEST, check_card, check_model
 from .evaluation import Report, evaluate_found
 from .model import memory_format
@@ -91,8 +91,8 @@ class Trainer:
     def __init__(
         self,
         model: FasterRCNN,
-        data: CocoData,
-        held: CocoData | None,
+        data: AnnotatedImages,
+        held: AnnotatedImages | None,
         recipe: Recipe,
         out: Path | Folder,
         card: dict[str, Any] | None = None,

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from .datasets import CocoData, Entry, open_photo
+from .datasets import AnnotatedImages, Entry, open_photo
 from .images import FILL, Photo
 
 ZOOM = 2.2  # the most that a crop is enlarged or made smaller
@@ -96,7 +96,7 @@ class Sample(NamedTuple):
 class TrainingViews(Dataset[Sample]):
     """Views of a data set's images, augmented."""
 
-    def __init__(self, data: CocoData, crop: int, seed: int) -> None:
+    def __init__(self, data: AnnotatedImages, crop: int, seed: int) -> None:
         self.data, self.crop, self.seed = data, crop, seed
 
     def __getitem__(self, view: View) -> Sample:
