@@ -84,7 +84,7 @@ def run_forked(code: str, backend: str, *arguments: str, timeout: float = 0) -> 
             os.environ["ROIALIGN_BACKEND"] = backend
             from roialign import backends
 
-            backends._Forced.name = backend
+            backends._forced[0].name = backend
             exec(code, {"__name__": "__main__"})
             status = 0
         except BaseException:

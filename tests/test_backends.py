@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -10,8 +12,10 @@ import roialign
 from helpers import assert_pooled, generic_case, run_python
 from roialign import backends
 from roialign.backends import native
-from roialign.spec import Pooling
+from roialign.spec import Call, Pooling
 from test_layouts_dtypes import POOLS, truth
+
+PLAIN = Call([torch.ones(1, 1, 4, 4)], torch.tensor([[0.0, 0, 0, 2, 2]]), None, Pooling("avg", (1, 1), (1.0,)))
 
 
 def test_available_names_each_backend_with_its_reason() -> None:
@@ -53,6 +57,26 @@ def test_use_serves_the_block_and_no_more(backend: str) -> None:
             _ = 1 // 0
         POOLS["avg"](input, rois)
     assert called == ["reference", backend, backend]
+
+
+@pytest.mark.parametrize("first_to_leave", [0, 1])
+def test_blocks_of_two_threads_end_in_any_order(first_to_leave: int) -> None:
+    """Of the blocks that threads are in the one entered last counts, for all; when all are left, nothing is forced."""
+    before = backends.choose(PLAIN)
+    blocks = [backends.use("reference"), backends.use("native")]
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        threads = [one, other]
+
+        def in_force() -> set[str]:
+            return {backends.choose(PLAIN), *(thread.submit(backends.choose, PLAIN).result() for thread in threads)}
+
+        for thread, block, name in zip(threads, blocks, ["reference", "native"], strict=True):
+            thread.submit(block.__enter__).result()
+            assert in_force() == {name}
+        threads[first_to_leave].submit(blocks[first_to_leave].__exit__, None, None, None).result()
+        assert in_force() == {"native" if first_to_leave == 0 else "reference"}
+        threads[1 - first_to_leave].submit(blocks[1 - first_to_leave].__exit__, None, None, None).result()
+        assert in_force() == {before}
 
 
 @pytest.mark.parametrize("name", ["", "Reference", "cuda", "native ", "../reference"])

@@ -275,7 +275,7 @@ def test_models_on_a_stand_in(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(OurTriton, "backend", "reference")
 
     def share(call: Callable[[], object], device: object) -> float:
-        forced.append(models.backends._Forced.name)
+        forced.append(models.backends._forced[-1].name)
         return 0.5
 
     monkeypatch.setattr(models, "_pooling_share_of_kernels", share)
@@ -285,8 +285,8 @@ def test_models_on_a_stand_in(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None
     assert result.after.deviation < 1e-4
     assert (result.share_before, result.speedup) == (0.5, pytest.approx(1))
     with models._all_ours():
-        assert models.backends._Forced.name == "reference"
-    assert models.backends._Forced.name is None
+        assert models.backends._forced[-1].name == "reference"
+    assert models.backends._forced[-1].name is None
 
 
 # Without a GPU.

@@ -50,9 +50,15 @@ class Availability(NamedTuple):
 
 
 class _Forced:
-    """The backend that every call must use, if any. One slot for the whole process, read when a call is traced."""
+    """A wish for one backend, or none, as long as it is in ``_forced``."""
 
-    name: str | None = os.environ.get("ROIALIGN_BACKEND") or None
+    def __init__(self, name: str | None) -> None:
+        self.name = name
+
+
+# The wishes of the whole process, read when a call is traced; the last one counts. Blocks of several threads end in any
+# order, so each takes back its own wish, in one step of the list, and none puts back what it found.
+_forced = [_Forced(os.environ.get("ROIALIGN_BACKEND") or None)]
 
 
 def available(
@@ -90,7 +96,8 @@ def available(
 def use(name: str) -> Iterator[None]:
     """Force one backend for every call inside the block, in all threads.
 
-    The environment variable ``ROIALIGN_BACKEND`` forces one from the start.
+    Of blocks in several threads at once, the one entered last counts, for all threads. The environment variable
+    ``ROIALIGN_BACKEND`` forces one from the start.
 
     Example:
         >>> import torch
@@ -100,11 +107,12 @@ def use(name: str) -> Iterator[None]:
         tensor([[[[1.]]]])
     """
     _check_name(name)
-    previous, _Forced.name = _Forced.name, name
+    mine = _Forced(name)
+    _forced.append(mine)
     try:
         yield
     finally:
-        _Forced.name = previous
+        _forced.remove(mine)
 
 
 def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:
@@ -122,12 +130,13 @@ def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooli
 
 def choose(call: Call) -> str:
     """The name of the backend that serves a call; raises as :func:`pool` does."""
-    if _Forced.name is not None:
-        _check_name(_Forced.name)
-        reason = load(_Forced.name).why_not(call)
+    forced = _forced[-1].name
+    if forced is not None:
+        _check_name(forced)
+        reason = load(forced).why_not(call)
         if reason:
-            raise RuntimeError(f"backend {_Forced.name!r} is forced and cannot serve this call: {reason}")
-        return _Forced.name
+            raise RuntimeError(f"backend {forced!r} is forced and cannot serve this call: {reason}")
+        return forced
     for name in LATER.get(call.spec.kind, ORDER):  # a loop: a generator would cost a tiny call a microsecond
         if not load(name).why_not(call):
             return name
