@@ -101,6 +101,20 @@ def test_a_giant_box_costs_what_the_map_does(name: str) -> None:
     check([input[..., :3, :3].contiguous()], placed(rois, spec), spec)
 
 
+@pytest.mark.parametrize("kind", ["moved", "rotated"])
+@pytest.mark.parametrize("along", [0, 1])
+def test_of_more_samples_than_a_double_counts_none_counts(along: int, kind: str) -> None:
+    """Of 2**50 along either axis, in two bins; with two samples fewer the last bin has those on the map, and a NaN."""
+    input = torch.ones(1, 1, 8, 8, dtype=torch.float64, device=DEVICE)
+    input[0, 0, 5, 5] = math.nan
+    low, high = torch.ones(2, 2, dtype=torch.float64), torch.full((2, 2), 8, dtype=torch.float64)  # x and y
+    low[:, 1 - along] = 8 - torch.tensor([2.0**50, 2.0**50 - 2], dtype=torch.float64)
+    rois = [low, high, torch.zeros(2, 4)] if kind == "moved" else [(low + high) / 2, high - low, torch.zeros(2, 1)]
+    spec = Pooling(kind, (2, 1) if along == 0 else (1, 2), (1.0, 1.0), 0, True)
+    out = kernel.pool([input], torch.cat([torch.zeros(2, 1), *rois], 1).to(DEVICE), None, spec)
+    assert out.flatten().tolist() == pytest.approx([0.0, 0.0, 0.0, math.nan], nan_ok=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_dtypes(kind: str, dtype: torch.dtype) -> None:

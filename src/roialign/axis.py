@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 FLOAT_CELLS = 2**23  # from here on a float32 has no fraction: cells and samples could not be told apart
+MOST_COUNTED = 2.0**50  # of more samples along an axis, of an adaptive grid, those on the map weigh nothing
 
 
 class Window(NamedTuple):
@@ -88,7 +89,7 @@ def moved_window(lo: Tensor, hi: Tensor, shift: Tensor, index: Tensor, bins: int
     """
     whole = align_window(lo, hi, bins, scale, ratio, aligned=True)
     start, bin, grid = (part[:, None] for part in whole[:3])
-    grid = torch.where(grid * bins < 2.0**50, grid, 0) if ratio <= 0 else grid
+    grid = torch.where(grid * bins < MOST_COUNTED, grid, 0) if ratio <= 0 else grid
     moved = (start + index * bin) + ((hi * scale - 0.5)[:, None] - start) * shift
     return Window(moved.flatten(), bin.expand_as(moved).flatten(), grid.expand_as(moved).flatten(), whole.most)
 
@@ -314,11 +315,7 @@ def pool_cells(lo: Tensor, hi: Tensor, bins: int, scale: float, last_counts: boo
 
 
 def pool_mask(lo: Tensor, hi: Tensor, bins: int, length: int, scale: float) -> Tensor:
-    """Which cells of the map each bin of RoIPool covers (see pool_cells); a bin off the map is empty.
-
-    Returns:
-        ``[K, P, L]`` bool.
-    """
+    """``[K, P, L]`` bool: the cells of the map that each bin of RoIPool covers (see pool_cells); off the map none."""
     begin, end = pool_cells(lo, hi, bins, scale)
     cells = torch.arange(length, device=lo.device, dtype=lo.dtype)
     return (begin[..., None] <= cells) & (cells < end[..., None])

@@ -154,7 +154,6 @@ def _all(boxes: Tensor, spec: Pooling) -> Samples:
 # taken a little too large: whether a sample counts, its own position decides.
 
 MARGIN = 2  # cells; more than positions are rounded by
-MOST_COUNTED = 2.0**50  # of more samples along an axis those on the map weigh nothing
 
 
 class Spans(NamedTuple):
@@ -213,7 +212,7 @@ def _span(ends: Tensor, window: axis.Window, bins: int) -> Spans:
     unbounded = index.isnan().any(0)  # along a border
     low, high = index.amin(0).masked_fill(unbounded, -torch.inf), index.amax(0).masked_fill(unbounded, torch.inf)
     first, end = ((edge + away).clamp(min=0).minimum(total) for edge, away in ((low.floor(), -1), (high.ceil(), 1)))
-    return Spans(first, torch.where(total < MOST_COUNTED, (end - first).clamp(min=0), 0))
+    return Spans(first, torch.where(total < axis.MOST_COUNTED, (end - first).clamp(min=0), 0))
 
 
 def _listed(spans: Spans) -> tuple[Tensor, Tensor]:

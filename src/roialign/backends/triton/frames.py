@@ -25,12 +25,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ... import axis
 from ...spec import Pooling
 from .rules import divide, place, reach
-from .tables import find_box, fits_float32, of_boxes
+from .tables import MOST_CELLS, find_box, fits_float32, of_boxes
 
 FRAME = tl.constexpr(18)
-MOST_COUNTED = tl.constexpr(2.0**50)  # of more samples along an axis those on the map weigh nothing
+MOST_COUNTED = tl.constexpr(axis.MOST_COUNTED)
 
 
 class Frames(NamedTuple):
@@ -100,7 +101,7 @@ def _frames(
             along_x = tl.load(shift + b, mask=b < bins, other=0.0)
             along_y = tl.load(shift + bins + b, mask=b < bins, other=0.0)
             far = tl.maximum(tl.abs(wide * along_x), tl.abs(high * along_y))
-            fits = tl.where(tl.max(far) <= 2.0**23, fits, 0)
+            fits = tl.where(tl.max(far) <= MOST_CELLS, fits, 0)
             size_y = (y2.to(tl.float64) * scale_y - y1.to(tl.float64) * scale_y) * along_y.to(tl.float64)
             size_x = (x2.to(tl.float64) * scale_x - x1.to(tl.float64) * scale_x) * along_x.to(tl.float64)
             off = (along_x - along_x).to(tl.float64) + (along_y - along_y).to(tl.float64)
@@ -152,6 +153,8 @@ def _bins(
     else:
         rows, _ = place(y1.to(T), y2.to(T), scale_y.to(T), down, ratio, "count", True)
         columns, _ = place(x1.to(T), x2.to(T), scale_x.to(T), across, ratio, "count", True)
+        rows = _counted(rows, down, ratio)
+        columns = _counted(columns, across, ratio)
         extra = ((y2.to(T) * scale_y.to(T) - 0.5) - rows[0], (x2.to(T) * scale_x.to(T) - 0.5) - columns[0])
     for i in tl.static_range(3):
         tl.store(frame + 5 + i, rows[i].to(tl.float64))
@@ -169,7 +172,7 @@ def _bins(
         q = (b % across).to(T)
         real = b < live
         if ROTATED:
-            top, bottom, left, right = _around(rows, columns, p, q, down, across, turn, slack, height, width)
+            top, bottom, left, right = _around(rows, columns, p, q, turn, slack, height, width)
         else:
             shift_x = tl.load(shift + b, mask=b < bins, other=0.0).to(T)
             shift_y = tl.load(shift + bins + b, mask=b < bins, other=0.0).to(T)
@@ -204,11 +207,18 @@ def _side(size, scale, bins, ratio, ALIGNED: tl.constexpr):
         size = tl.where(size > 1.0, size, 1.0)
     bin = divide(size, bins.to(size.dtype))
     grid = tl.where(ratio > 0, (bins * 0 + ratio).to(size.dtype), tl.maximum(tl.ceil(bin), 0.0))
-    return (-size / 2, bin, grid), scale
+    return _counted((-size / 2, bin, grid), bins, ratio), scale
 
 
 @triton.jit
-def _around(rows, columns, p, q, down, across, turn, slack, height, width):
+def _counted(window, bins, ratio):
+    """Without a sample where an adaptive grid has more along the axis than weigh anything, see ``axis.py``."""
+    start, bin, grid = window
+    return start, bin, tl.where((ratio > 0) | (grid * bins < MOST_COUNTED), grid, 0.0)
+
+
+@triton.jit
+def _around(rows, columns, p, q, turn, slack, height, width):
     """The cells that the samples of rotated bins may touch: those between the samples at a bin's corners."""
     y, x, sin, cos = turn
     top, low = _ends(rows, p)
@@ -217,7 +227,7 @@ def _around(rows, columns, p, q, down, across, turn, slack, height, width):
     mean_x = (top + low) / 2 * sin + (left + right) / 2 * cos + x
     half_y = tl.abs((low - top) / 2 * cos) + tl.abs((right - left) / 2 * sin) + slack
     half_x = tl.abs((low - top) / 2 * sin) + tl.abs((right - left) / 2 * cos) + slack
-    counted = (rows[2] > 0) & (columns[2] > 0) & (rows[2] * down < MOST_COUNTED) & (columns[2] * across < MOST_COUNTED)
+    counted = (rows[2] > 0) & (columns[2] > 0)
     first_y, end_y = _cells(mean_y - half_y, mean_y + half_y, height)
     first_x, end_x = _cells(mean_x - half_x, mean_x + half_x, width)
     return first_y, tl.where(counted, end_y, first_y), first_x, tl.where(counted, end_x, first_x)
