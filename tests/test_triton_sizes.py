@@ -42,6 +42,16 @@ def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(one.cpu(), other, rtol=TOLERANCE, atol=atol, equal_nan=True)
 
 
+@pytest.mark.parametrize(("version", "least"), [("3.8.1", 8), ("3.10.0", 8), ("3.7.1+git", 16), ("main", 8)])
+def test_bins_that_a_product_sums_over(version: str, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Triton 3.8 no fewer than 16."""
+    triton = pytest.importorskip("triton")
+    from roialign.backends.triton.blocks import bins_summed
+
+    monkeypatch.setattr(triton, "__version__", version)
+    assert (bins_summed(7), bins_summed(14)) == (least, 16)
+
+
 @needs_kernels
 @pytest.mark.parametrize("name", SPECS)
 def test_boxes_in_groups_are_pooled_as_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

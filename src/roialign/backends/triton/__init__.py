@@ -7,7 +7,6 @@ the same kernels run on a CPU, slowly, in Triton's interpreter.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ...spec import KINDS, MAPS, PLANAR, RANKS, Call, Pooling, check_kind
 from .. import operator, tracing
+from .version import version
 
 # The ranks of the maps that there are kernels for, by kind.
 SERVED = {
@@ -68,7 +68,7 @@ def unready() -> str:
         import triton
     except ImportError as error:
         return f"Triton cannot be imported ({error})"
-    if _version(triton.__version__) < LEAST:
+    if version() < LEAST:
         return f"Triton {triton.__version__} is too old; needed is {'.'.join(map(str, LEAST))}"
     if triton.knobs.runtime.interpret:
         return ""
@@ -79,12 +79,6 @@ def unready() -> str:
     if target.backend == "cuda" and target.arch < 80:
         return f"Triton needs a GPU of compute capability 8.0; this one has {target.arch / 10}"
     return ""
-
-
-def _version(text: str) -> tuple[int, ...]:
-    """The first two numbers; what has none, such as a build of Triton's main branch, counts as the newest."""
-    found = re.match(r"(\d+)\.(\d+)", text)
-    return tuple(map(int, found.groups())) if found else (LEAST[0] + 1,)
 
 
 @cache

@@ -11,9 +11,10 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
+
+from .version import version
 
 
 def cdiv(a: int, b: int) -> int:
@@ -61,7 +62,6 @@ class Tile(NamedTuple):
         return sum(cdiv(height, self.height) * cdiv(width, self.width) for height, width in sizes)
 
 
-LEAST_SUMMED = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else 16  # by a matrix product
 FULL = 4  # programs for each multiprocessor: with fewer, smaller ones hide more of the memory's latency
 # By kernel, by the bins along x of one program and by whether full blocks are programs enough.
 FORWARD = {
@@ -135,7 +135,7 @@ def bins_at_once(bins: int) -> int:
 
 def bins_summed(bins: int) -> int:
     """The same where the product sums over bins: before Triton 3.8 there are no fewer than 16."""
-    return max(bins_at_once(bins), LEAST_SUMMED)
+    return max(bins_at_once(bins), 8 if version() >= (3, 8) else 16)
 
 
 def offset_type(*blocks: int) -> tl.dtype:
