@@ -82,16 +82,21 @@ BACKWARD = {"full": Tile(4, 8, 32, 1), "sparse": Tile(4, 8, 16, 1)}
 
 def forward_blocks(out: Tensor, gathers: bool) -> Blocks:
     """For an output ``[K, C, PH, PW]``; ``gathers`` where the kernel makes no product."""
-    blocks = FORWARD[forward_key(out, gathers)]
-    return blocks._replace(channels=some_channels(out.shape[1], blocks.channels))
+    kernel = "gather" if gathers else "rows"
+    boxes, channels, height, width = out.shape
+    bins = bins_at_once(width)
+    # A row of bins is a program's, or a whole box's where it gathers.
+    programs = boxes * (1 if gathers else height) * cdiv(width, bins)
+    programs *= cdiv(channels, FORWARD[kernel, bins, "full"].channels)
+    blocks = FORWARD[kernel, bins, _size_of(programs, out.device, out.dtype)]
+    return blocks._replace(channels=some_channels(channels, blocks.channels))
 
 
 def bin_blocks(pooled: Tensor) -> Blocks:
     """For what is pooled, ``[K, C, *output_size]``, bin by bin."""
     boxes, channels = pooled.shape[:2]
     programs = boxes * pooled[0, 0].numel() * cdiv(channels, FORWARD["bins", 1, "full"].channels)
-    enough = programs >= FULL * multiprocessors(pooled.device) and pooled.dtype != torch.float64
-    blocks = FORWARD["bins", 1, "full" if enough else "sparse"]
+    blocks = FORWARD["bins", 1, _size_of(programs, pooled.device, pooled.dtype)]
     return blocks._replace(channels=some_channels(channels, blocks.channels))
 
 
@@ -100,32 +105,19 @@ def some_channels(channels: int, most: int) -> int:
     return min(most, max(16, next_power_of_2(max(1, channels))))
 
 
-def forward_key(out: Tensor, gathers: bool) -> tuple[str, int, str]:
-    """The kernel, its bins, and whether full blocks would be programs enough. Float64 takes twice the registers."""
-    kernel = "gather" if gathers else "rows"
-    boxes, channels, height, width = out.shape
-    bins = bins_at_once(width)
-    # A row of bins is a program's, or a whole box's where it gathers.
-    programs = boxes * (1 if gathers else height) * cdiv(width, bins)
-    programs *= cdiv(channels, FORWARD[kernel, bins, "full"].channels)
-    enough = programs >= FULL * multiprocessors(out.device) and out.dtype != torch.float64
-    return kernel, bins, "full" if enough else "sparse"
+def _size_of(programs: int, device: torch.device, dtype: torch.dtype | None = None) -> str:
+    """Of the blocks, were there so many programs of full ones. Float64 takes twice the registers forward."""
+    enough = programs >= FULL * multiprocessors(device)
+    return "full" if enough and dtype != torch.float64 else "sparse"
 
 
 def backward_tile(
     images: int, channels: int, heights: Sequence[int], widths: Sequence[int], device: torch.device
 ) -> Tile:
     """For the gradient to maps ``[N, C, H, W]``, of these heights and widths."""
-    return BACKWARD[backward_key(images, channels, heights, widths, device)]
-
-
-def backward_key(
-    images: int, channels: int, heights: Sequence[int], widths: Sequence[int], device: torch.device
-) -> str:
-    """Whether full tiles would be programs enough."""
     tile = BACKWARD["full"]
     programs = images * tile.number(heights, widths) * cdiv(channels, tile.channels)
-    return "full" if programs >= FULL * multiprocessors(device) else "sparse"
+    return BACKWARD[_size_of(programs, device)]
 
 
 def bins_at_once(bins: int) -> int:
