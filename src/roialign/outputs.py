@@ -27,17 +27,28 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         FileExistsError: a link, a folder or a device is there.
     """
+    with _replacing(path) as partial, open(partial, "r+b") as file:
+        file.write(content)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """An empty file, to be written within the block, that takes the path's place when that ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _check_ordinary(path)
     # One name, of bounded length: what a crash left is overwritten next time.
     name = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
     partial = path.with_name(f".{name}.partial")
     partial.unlink(missing_ok=True)
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    try:
+        yield partial
+        with open(partial, "r+b") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def check_files(outputs: Iterable[Path | None], inputs: Iterable[str | Path | None] = ()) -> None:
@@ -125,28 +136,39 @@ class Folder:
                 )
             self._claimed.add(_alike(name))
 
+    def reserve(self, *files: Path | None) -> None:
+        """Of files that the user has named, and that are written otherwise, :meth:`pick` shall not give the names."""
+        here = os.path.realpath(self.path)
+        self._claimed |= {_alike(file.name) for file in files if file and os.path.realpath(file.parent) == here}
+
     def pick(self, stem: str, suffix: str) -> str:
         """Claim a name that is free: the stem's, numbered if that is taken, and shortened if it is too long."""
-        for number in itertools.count(self._numbers.get(stem, 1)):
+        for number in itertools.count(self._numbers.get(stem + suffix, 1)):
             tail = suffix if number == 1 else f"-{number}{suffix}"
             name = _fit(stem, tail)
             if self._is_free(name):
-                self._numbers[stem] = number + 1
+                self._numbers[stem + suffix] = number + 1
                 self._claimed.add(_alike(name))
                 return name
         raise AssertionError("unreachable")
 
     def write(self, name: str, content: bytes) -> Path:
         """Write a file whose name was claimed."""
+        with self.stage(name) as partial:
+            partial.write_bytes(content)
+        return self.path / name
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Path]:
+        """A file to write, however large, under another name; it takes the claimed one when the block ends well."""
         if _alike(name) not in self._claimed:
             raise ValueError(f"name: got {name!r}, which was not claimed")
-        digest = _digest(content)
-        if digest not in self._left.setdefault(_alike(name), set()):
-            self._left[_alike(name)].add(digest)
-            self._note({"name": name, "blake2b": digest})  # first, so that a crash leaves no file that is nobody's
-        path = self.path / name
-        write_atomically(path, content)
-        return path
+        with _replacing(self.path / name) as partial:
+            yield partial
+            digest = _digest(partial)
+            if digest not in self._left.setdefault(_alike(name), set()):
+                self._left[_alike(name)].add(digest)
+                self._note({"name": name, "blake2b": digest})  # first, so that a crash leaves no file that is nobody's
 
     @contextmanager
     def open(self, name: str) -> Iterator[io.BytesIO]:
@@ -158,7 +180,7 @@ class Folder:
     def wrote(self, file: Path) -> bool:
         """This file is in the folder, as a run of ours left it."""
         digests = self._left.get(_alike(file.name), set())
-        return bool(digests) and file.parent.samefile(self.path) and _digest(file.read_bytes()) in digests
+        return bool(digests) and file.parent.samefile(self.path) and _digest(file) in digests
 
     def _is_free(self, name: str) -> bool:
         if _alike(name) in self._claimed:
@@ -171,7 +193,7 @@ class Folder:
         if not stat.S_ISREG(there.st_mode) or _identity(there) in self._inputs:
             return False
         digests = self._left.get(_alike(name), set())
-        return bool(digests) and _digest(path.read_bytes()) in digests
+        return bool(digests) and _digest(path) in digests
 
     def _read(self) -> None:
         content = (self.path / LOG).read_bytes()
@@ -255,5 +277,9 @@ def _fit(stem: str, tail: str) -> str:
     return stem + tail
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+def _digest(path: Path) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            total.update(part)
+    return total.hexdigest()

@@ -28,6 +28,9 @@ Tile = Annotated[
 ]
 Overlap = Annotated[int | None, typer.Option(min=0, help="Pixels that tiles have in common. Default: the model's.")]
 Batch = Annotated[int, typer.Option(min=1, help="Tiles at once.")]
+Tta = Annotated[
+    bool, typer.Option("--tta", help="Look at each tile in five ways and let the boxes vote: better, and slower.")
+]
 Weights = Annotated[Path | None, typer.Option(help="The detector. Default: the tree crown detector of the package.")]
 
 
@@ -94,6 +97,7 @@ def evaluate(
     tile: Tile = None,
     overlap: Overlap = None,
     batch: Batch = 1,
+    tta: Tta = False,
 ) -> None:
     """Judge a detector by COCO's measures."""
     from ..detection.commands import evaluate
@@ -112,6 +116,7 @@ def evaluate(
             tile=tile,
             overlap=overlap,
             batch=batch,
+            tta=tta,
         )
 
 
@@ -133,23 +138,41 @@ def convert(
 @commands.command()
 def detect(
     images: Annotated[
-        list[str] | None, typer.Argument(help="Files, folders, globs. Default: a photo of the package.")
+        list[str] | None, typer.Argument(help="Images, videos, folders, globs. Default: a photo of the package.")
     ] = None,
     weights: Weights = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures and detections.json.")] = Path("detect"),
+    csv: Annotated[Path | None, typer.Option(help="Write all boxes there, a line each.")] = None,
+    geojson: Annotated[
+        Path | None,
+        typer.Option(help="Write all boxes there: in degrees if the image is georeferenced, else in pixels."),
+    ] = None,
+    draw: Annotated[bool, typer.Option("--draw/--no-draw", help="Draw the images with their boxes.")] = True,
     score: Annotated[
         float | None, typer.Option(min=0, max=1, help="Least score of a box. Default: the model's.")
     ] = None,
     tile: Tile = None,
     overlap: Overlap = None,
     batch: Batch = 1,
+    tta: Tta = False,
 ) -> None:
-    """Detect in images of any size and draw the boxes. Exits with 1 if an image could not be read."""
+    """Detect in images of any size and in videos, and draw the boxes. Exits with 1 if an image could not be read."""
     from ..detection.predict import detect_files
 
     with _plain_errors("detect"):
         faults = detect_files(
-            images or [], out, make_console(), weights=weights, score=score, tile=tile, overlap=overlap, batch=batch
+            images or [],
+            out,
+            make_console(),
+            weights=weights,
+            score=score,
+            tile=tile,
+            overlap=overlap,
+            batch=batch,
+            tta=tta,
+            draw=draw,
+            table_file=csv,
+            geojson_file=geojson,
         )
     if faults:
         sys.exit("\n  ".join([f"roialign detect: {len(faults)} images could not be read:", *map(shown, faults)]))

@@ -20,10 +20,11 @@ from ..terminal import cell, say
 from . import pictures
 from .checkpoint import default_checkpoint
 from .datasets import AnnotatedImages, open_photo
+from .detector import load, processes
 from .evaluation import Report, evaluate_found
 from .inputs import fit_to_model, judged_data, training_data
 from .model import build_detector
-from .predict import RECORDS, load, processes, progress_bar
+from .predict import RECORDS, progress_bar
 from .recipe import RECIPE, Recipe, pack
 from .tiles import detect
 from .training import BEST, LOSSES, STATE, Trainer
@@ -217,6 +218,7 @@ def evaluate(
     tile: int | None = None,
     overlap: int | None = None,
     batch: int = 1,
+    tta: bool = False,
 ) -> Report:
     """Judge a detector on a data set: a table, and in ``out`` two pictures and all detections.
 
@@ -232,7 +234,7 @@ def evaluate(
         json_file: where to write the metrics.
         part: ``"train"``, ``"val"`` or ``"test"``; None: ``"val"`` where there are parts.
         classes, columns: as ``--classes`` and ``--columns``.
-        tile, overlap, batch: as in :func:`roialign.detection.detect`.
+        tile, overlap, batch, tta: as in :func:`roialign.detection.detect`.
 
     Raises:
         ValueError: the detector knows other classes.
@@ -248,7 +250,7 @@ def evaluate(
         folder.claim(CURVE, WORST, RECORDS)
         photos = (open_photo(entry.file, entry.width, entry.height) for entry in data.entries)
         with progress_bar(console) as progress:
-            results = detect(model, photos, tile=tile, overlap=overlap, batch=batch)
+            results = detect(model, photos, tile=tile, overlap=overlap, batch=batch, tta=tta)
             entries = progress.track(data.entries, description="detecting")
             found = {entry.id: each for entry, each in zip(entries, results, strict=True)}
         report = evaluate_found(data, found)

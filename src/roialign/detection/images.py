@@ -53,10 +53,14 @@ class Photo:
     Attributes:
         width, height: in pixels.
         note: what the user should know: bands or frames that are not shown. Mostly empty.
+        frame, time: of a video's frame its number from 0 and its second; of a photo None.
 
     Raises:
         DamagedImageError: it cannot be decoded, or not be shown rightly. The file is named.
     """
+
+    frame: int | None = None
+    time: float | None = None
 
     def __init__(self, path: str | Path, upright: bool = True) -> None:
         self.path = Path(path)
@@ -265,9 +269,10 @@ def find_images(patterns: Iterable[str | Path]) -> list[Path]:
 
 def passed_over(patterns: Iterable[str | Path]) -> dict[str, int]:
     """How many files of each suffix :func:`find_images` leaves aside in folders, most first."""
+    patterns = list(patterns)
     folders = {Path(pattern) for pattern in patterns if Path(pattern).is_dir()}
-    others = {file for folder in folders for file in folder.rglob("*") if file.suffix.lower() not in SUFFIXES}
-    return dict(Counter(file.suffix.lower() or file.name for file in others if file.is_file()).most_common())
+    files = {file for folder in folders for file in folder.rglob("*") if file.is_file()} - set(find_images(patterns))
+    return dict(Counter(file.suffix.lower() or file.name for file in files).most_common())
 
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # a truncated file is a damaged one, whoever set this before

@@ -31,11 +31,11 @@ def draw_boxes(image: Image.Image, boxes: Tensor, colour: str, scale: float = 1)
         pen.rectangle(box, outline=colour, width=width)
 
 
-def draw_found(photo: Photo, found: Found, path: Output) -> None:
-    """Save the photo with its detections."""
+def draw_found(photo: Photo, found: Found) -> Image.Image:
+    """The photo with its detections."""
     picture = photo.preview(LONGEST)
     draw_boxes(picture, found.boxes, RIGHT, picture.width / photo.width)
-    picture.save(path, "JPEG", quality=92)
+    return picture
 
 
 def draw_views(samples: Sequence[Sample], path: Output) -> None:

@@ -1,41 +1,31 @@
-"""Detect in image files as the command line does: each drawn with its boxes, and a COCO file of all."""
+"""Detect in image files as the command line does: each drawn with its boxes, and files of all boxes."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import PartialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from torchvision.models.detection import FasterRCNN
+from rich.table import Column, Table
 
-from ..outputs import Folder
+from ..outputs import Folder, check_files, write_atomically
 from ..samples import HELDOUT
 from ..terminal import cell, say
 from . import pictures
-from .checkpoint import load_detector
+from .detector import Detector
+from .geography import place_of
 from .images import DamagedImageError, Photo, find_images, passed_over
-from .model import memory_format
+from .records import Category, Result, as_coco, as_geojson, as_table
 from .tiles import Found, detect
+from .video import Recorder, count_frames, is_video, read_frames
 
 RECORDS = "detections.json"
-Records = dict[str, list[dict[str, Any]]]
-
-
-def load(weights: Path | None) -> FasterRCNN:
-    """The detector of a file, or the package's, on the device that Accelerate chooses."""
-    device = processes().device
-    return load_detector(weights).to(device, memory_format=memory_format(device))
-
-
-def processes() -> PartialState:
-    """Those that Accelerate or torchrun started, and the device of this one."""
-    return PartialState(cpu=not torch.accelerator.is_available())
+Draw = Callable[[Photo, Found], None]
 
 
 def detect_files(
@@ -48,83 +38,126 @@ def detect_files(
     tile: int | None = None,
     overlap: int | None = None,
     batch: int = 1,
+    tta: bool = False,
+    draw: bool = True,
+    table_file: Path | None = None,
+    geojson_file: Path | None = None,
 ) -> list[str]:
-    """Detect in image files: each drawn with its boxes, and ``detections.json`` in COCO's format, in ``out``.
+    """Detect in images and videos: each drawn with its boxes, and ``detections.json`` in COCO's format, in ``out``.
 
     A drawing is named after its image, with a number where that name is taken: by another image of the same stem, or by
     any file that a run of ours did not leave there. So no photo is ever written over.
 
     Args:
-        patterns: files, folders and globs; none: a photo that the package ships.
+        patterns: files, folders and globs; none: a photo that the package ships. Videos are taken where they are named,
+            and left aside in folders.
         out: folder to write.
         console: where to report.
         weights: the detector's file; None: the one that the package ships.
         score: the least score of a box; None: what suits the detector by its card, or 0.5.
-        tile, overlap, batch: as in :func:`roialign.detection.detect`.
+        tile, overlap, batch, tta: as in :func:`roialign.detection.detect`.
+        draw: draw the images with their boxes.
+        table_file: where to write all boxes as a CSV, too.
+        geojson_file: where to write all boxes as GeoJSON, too.
 
     Returns:
         What was wrong with each image that could not be read.
 
     Raises:
-        FileExistsError: ``detections.json`` is there and not ours, or another run is writing to ``out``.
+        FileExistsError: ``detections.json`` is there and not ours, another run is writing to ``out``, or a file to
+            write is read.
+        ModuleNotFoundError: a video without PyAV, or a georeferenced image for GeoJSON without rasterio.
     """
-    model = load(weights)
-    score = (model.card.get("metrics") or {}).get("score_threshold", 0.5) if score is None else score
-    categories = _categories(model)
+    detector = Detector(weights)
+    score = detector.score if score is None else score
+    categories = [Category(*each) for each in zip(detector.category_ids, detector.classes, strict=True)]
     files = find_images(patterns or [HELDOUT.parent / "YELL_lower.jpg"])
-    faults: list[str] = []
-    photos: dict[Path, Photo] = {}
-    records: Records = {"images": [], "annotations": [], "categories": categories}
-    table = Table(title="Detections", title_justify="left")
-    for heading in ("image", "size", "boxes", "best score"):
-        table.add_column(heading, overflow="fold")
+    results: list[Result] = []
     with Folder(out) as folder, progress_bar(console) as progress:
         files = _without_own(files, folder, console)
+        named = (table_file, geojson_file)
+        check_files([*named, out / RECORDS], [*files, weights])
         folder.protect([*files, weights])
         folder.claim(RECORDS)
+        folder.reserve(*named)
         others = ", ".join(f"{count} {suffix}" for suffix, count in passed_over(patterns).items())
         if others:
             say(console, f"left aside, no images by their names: {others}", "yellow")
-        task = progress.add_task("detecting", total=len(files))
-
-        def readable() -> Iterator[Photo]:
-            for file in files:
-                try:
-                    photos[file] = Photo(file)
-                except DamagedImageError as fault:
-                    faults.append(str(fault))
-                    say(progress.console, f"skipped {fault}", "red")
-                    progress.advance(task)
-                else:
-                    if photos[file].note:
-                        say(progress.console, f"{file}: {photos[file].note}", "yellow")
-                    yield photos[file]
-
-        for found in detect(model, readable(), tile=tile, overlap=overlap, batch=batch):
-            file = next(iter(photos))
-            photo = photos.pop(file)
-            found = found.above(score)
-            with folder.open(folder.pick(file.stem, ".jpg")) as drawing:
-                pictures.draw_found(photo, found, drawing)
-            _record(records, photo, found)
-            best = f"{float(found.scores[0]):.2f}" if len(found.scores) else "-"
-            table.add_row(*map(cell, (file, f"{photo.width} x {photo.height}", len(found.boxes), best)))
-            progress.advance(task)
-        folder.write(RECORDS, json.dumps(records).encode())
-    console.print(table)
-    say(
-        console,
-        f"{len(records['annotations'])} boxes of score {score:.2f} or more in {len(records['images'])} of "
-        f"{len(files)} images; wrote {out / RECORDS} and the pictures beside it",
-    )
-    return faults
+        photos = _Photos(files, progress)
+        found = detect(detector.model, photos, tile=tile, overlap=overlap, batch=batch, tta=tta)
+        pairs = ((photos.opened.popleft(), each.above(score)) for each in found)
+        for path, group in groupby(pairs, lambda pair: pair[0].path):
+            with _drawing(path, folder) if draw else nullcontext(_not_drawn) as show:
+                for photo, each in group:
+                    show(photo, each)
+                    place, note = (None, "") if geojson_file is None else place_of(photo)
+                    if note:
+                        say(progress.console, f"{path}: {note}", "yellow")
+                    results.append(Result(path, photo.width, photo.height, each, place, photo.frame, photo.time))
+                    progress.advance(photos.task)
+        folder.write(RECORDS, as_coco(results, categories, out))
+        for file, pack in zip(named, (as_table, as_geojson), strict=True):
+            if file is not None:
+                write_atomically(file, pack(results, categories, file.parent))
+    console.print(_table(results))
+    images, boxes = len({each.file for each in results}), sum(len(each.found.boxes) for each in results)
+    written = ", ".join(str(file) for file in (out / RECORDS, *named) if file is not None)
+    drawn = f" and the pictures in {out}" if draw else ""
+    what = f"{boxes} boxes of score {score:.2f} or more in {images} of {len(files)} images"
+    say(console, f"{what}; wrote {written}{drawn}")
+    return photos.faults
 
 
-def _categories(model: FasterRCNN) -> list[dict[str, Any]]:
-    """The detector's classes, with the ids of the data set that it learned from."""
-    classes = model.card.get("classes", [str(label) for label in range(1, model.description["num_classes"])])
-    numbers = model.card.get("category_ids", list(range(1, len(classes) + 1)))
-    return [{"id": number, "name": name} for number, name in zip(numbers, classes, strict=True)]
+class _Photos:
+    """The images and frames one after the other; what cannot be read is said, and left out."""
+
+    def __init__(self, files: Sequence[Path], progress: Progress) -> None:
+        self.files, self.progress = files, progress
+        self.opened: deque[Photo] = deque()  # of which nobody has asked for the boxes yet
+        self.faults: list[str] = []
+        total = sum(count_frames(file) if is_video(file) else 1 for file in files)
+        self.task = progress.add_task("detecting", total=total)
+
+    def __iter__(self) -> Iterator[Photo]:
+        for file in self.files:
+            try:
+                for photo in read_frames(file) if is_video(file) else (Photo(file),):
+                    if photo.note:
+                        say(self.progress.console, f"{file}: {photo.note}", "yellow")
+                    self.opened.append(photo)
+                    yield photo
+            except DamagedImageError as fault:
+                self.faults.append(str(fault))
+                say(self.progress.console, f"skipped {fault}", "red")
+                self.progress.advance(self.task)
+
+
+@contextmanager
+def _drawing(path: Path, folder: Folder) -> Iterator[Draw]:
+    """What draws one image, or the frames of one video, into a file of the folder."""
+    if not is_video(path):
+        with folder.open(folder.pick(path.stem, ".jpg")) as drawing:
+            yield lambda photo, found: pictures.draw_found(photo, found).save(drawing, "JPEG", quality=92)
+        return
+    with folder.stage(folder.pick(path.stem, ".mp4")) as file, Recorder(file) as recorder:
+        yield lambda photo, found: recorder.add(pictures.draw_found(photo, found), photo.time)
+
+
+def _not_drawn(photo: Photo, found: Found) -> None:
+    """With --no-draw."""
+
+
+def _table(results: Sequence[Result]) -> Table:
+    """A row for each image or video."""
+    headings = (Column(heading, overflow="fold") for heading in ("image", "size", "boxes", "best score"))
+    table = Table(*headings, title="Detections", title_justify="left")
+    for file, group in groupby(results, lambda result: result.file):
+        first, *others = group
+        frames = "" if first.frame is None else f", {1 + len(others)} frames"
+        scores = torch.cat([each.found.scores for each in (first, *others)])
+        best = f"{float(scores.max()):.2f}" if len(scores) else "-"
+        table.add_row(*map(cell, (file, f"{first.width} x {first.height}{frames}", len(scores), best)))
+    return table
 
 
 def _without_own(files: list[Path], folder: Folder, console: Console) -> list[Path]:
@@ -134,29 +167,6 @@ def _without_own(files: list[Path], folder: Folder, console: Console) -> list[Pa
         count = len(files) - len(others)
         say(console, f"{count} files are left out: they are what roialign drew in {folder.path}", "yellow")
     return others
-
-
-def _record(records: Records, photo: Photo, found: Found) -> None:
-    image = {
-        "id": len(records["images"]) + 1,
-        "file_name": str(photo.path),
-        "width": photo.width,
-        "height": photo.height,
-    }
-    records["images"].append(image)
-    for (x1, y1, x2, y2), value, label in zip(
-        found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-    ):
-        bbox = [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)]
-        records["annotations"].append({
-            "id": len(records["annotations"]) + 1,
-            "image_id": image["id"],
-            "category_id": records["categories"][label - 1]["id"],
-            "bbox": bbox,
-            "area": round(bbox[2] * bbox[3], 2),
-            "score": round(value, 4),
-            "iscrowd": 0,
-        })  # fmt: skip
 
 
 def progress_bar(console: Console) -> Progress:

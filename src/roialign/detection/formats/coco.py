@@ -189,7 +189,7 @@ def pack(entries: Iterable[Entry], categories: Mapping[int, str], folder: Path) 
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for entry in entries:
-        name = _relative(entry.file, folder)
+        name = relative(entry.file, folder)
         images.append({"id": entry.id, "file_name": name, "width": entry.width, "height": entry.height})
         sizes = (entry.crowds[:, 2:] - entry.crowds[:, :2]).prod(1)
         parts = ((entry.boxes, entry.labels, entry.areas, 0), (entry.crowds, entry.crowd_labels, sizes, 1))
@@ -207,8 +207,10 @@ def pack(entries: Iterable[Entry], categories: Mapping[int, str], folder: Path) 
     return json.dumps({"images": images, "annotations": annotations, "categories": classes}, indent=1).encode()
 
 
-def _relative(file: Path, folder: Path) -> str:
+def relative(file: Path, folder: Path) -> str:
+    """A file's name as it leads there from a folder: links to folders are followed, a link to the file is not."""
+    file = Path(os.path.realpath(file.parent)) / file.name
     try:
-        return PurePath(os.path.relpath(file, folder)).as_posix()
+        return PurePath(os.path.relpath(file, os.path.realpath(folder))).as_posix()
     except ValueError:  # on Windows: another drive
-        return PurePath(os.path.abspath(file)).as_posix()
+        return file.as_posix()

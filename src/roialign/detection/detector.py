@@ -1,0 +1,96 @@
+"""A detector as one object: a file of weights in, boxes with the names of their classes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN
+
+from .checkpoint import load_detector
+from .images import Photo
+from .model import memory_format
+from .tiles import detect
+
+LIKELY = 0.5  # the least score of a box, of a detector whose card does not say what suits it
+
+
+class Detections(NamedTuple):
+    """What was found in one image, best first."""
+
+    boxes: Tensor  # [N, 4] float32: x1, y1, x2, y2 in pixels of the image, 0 at the left edge of its first pixel
+    scores: Tensor  # [N] float32, from 0 to 1
+    labels: Tensor  # [N] int64: the classes' numbers, from 1
+    names: list[str]  # the classes' names, one for each box
+
+
+class Detector:
+    """A detector from its file, with all that the file says about its use.
+
+    Args:
+        weights: what ``roialign train`` or :func:`save_detector` wrote; None: the tree crown detector that the package
+            ships.
+
+    Attributes:
+        model: torchvision's ``FasterRCNN`` in evaluation mode, on the device that Accelerate chooses.
+        classes: the names of its classes, from label 1.
+        category_ids: their ids in the data set that it learned from.
+        score: the least score of a box that is reported, unless another is asked for: that of the best F1 when the
+            detector was judged, or 0.5.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no detector's.
+
+    Example:
+        >>> from roialign.detection import Detector
+        >>> from roialign.samples import PHOTO_FILE
+        >>> found = Detector().detect(PHOTO_FILE)
+        >>> found.boxes.shape[1], set(found.names)
+        (4, {'tree'})
+    """
+
+    def __init__(self, weights: str | Path | None = None) -> None:
+        self.model = load(weights)
+        card = self.model.card
+        count = self.model.description["num_classes"] - 1
+        self.classes: list[str] = card.get("classes", [str(label) for label in range(1, count + 1)])
+        self.category_ids: list[int] = card.get("category_ids", list(range(1, count + 1)))
+        self.score: float = (card.get("metrics") or {}).get("score_threshold", LIKELY)
+
+    def detect(
+        self,
+        image: str | Path,
+        *,
+        score: float | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        tta: bool = False,
+    ) -> Detections:
+        """Detect in one image file of any size and kind.
+
+        Args:
+            image: the file. It is turned as EXIF says, and boxes are in the turned image.
+            score: the least score of a box; None: the detector's own.
+            tile, overlap, tta: as in :func:`roialign.detection.detect`.
+
+        Raises:
+            DamagedImageError: a ValueError: the file is no image, or cannot be decoded or shown rightly.
+        """
+        (found,) = detect(self.model, [Photo(image)], tile=tile, overlap=overlap, tta=tta)
+        boxes, scores, labels = found.above(self.score if score is None else score)
+        return Detections(boxes, scores, labels, [self.classes[label - 1] for label in labels.tolist()])
+
+
+def load(weights: str | Path | None) -> FasterRCNN:
+    """The detector of a file, or the package's, on the device that Accelerate chooses."""
+    device = processes().device
+    return load_detector(weights).to(device, memory_format=memory_format(device))
+
+
+def processes() -> PartialState:
+    """Those that Accelerate or torchrun started, and the device of this one."""
+    return PartialState(cpu=not torch.accelerator.is_available())

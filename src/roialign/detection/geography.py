@@ -1,0 +1,100 @@
+"""Where on earth the pixels of a georeferenced image lie, as GDAL reads it through rasterio."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .bands import MAGIC
+from .images import Photo
+
+# GDAL's readers of pictures, by a file's first bytes; no others are asked, some of which read lists of other files.
+READERS = {
+    **dict.fromkeys(MAGIC, "GTiff"),
+    b"\xff\xd8": "JPEG",
+    b"\x89PNG": "PNG",
+    b"\0\0\0\x0cjP": "JP2OpenJPEG",
+}
+GEOKEYS = 34735  # the tag that makes a TIFF a GeoTIFF
+WGS84 = "EPSG:4326"
+DIGITS = 8  # of a degree: a millimetre
+
+
+class Place(NamedTuple):
+    """Of one image: from pixels to its coordinate system, and from there to WGS 84."""
+
+    matrix: tuple[float, ...]  # a, b, c, d, e, f of x = a column + b row + c, y = d column + e row + f
+    system: Any  # rasterio's CRS
+
+    def outlines(self, boxes: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+        """GeoJSON's geometries of boxes in pixels (x1, y1, x2, y2), in degrees of longitude and latitude.
+
+        Each is a polygon of the box's four corners, counterclockwise; or two, where it crosses the 180th meridian.
+        """
+        from rasterio.warp import transform_geom
+
+        if not boxes:
+            return []
+        a, b, c, d, e, f = self.matrix
+        step = -1 if a * e < b * d else 1  # mostly y points down in pixels and north on the map
+        rings = [
+            [
+                (a * x + b * y + c, d * x + e * y + f)
+                for x, y in ((x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1))[::step]
+            ]
+            for x1, y1, x2, y2 in boxes
+        ]
+        geometries = [{"type": "Polygon", "coordinates": [ring]} for ring in rings]
+        moved: list[dict[str, Any]] = transform_geom(self.system, WGS84, geometries, precision=DIGITS)
+        return moved
+
+
+def place_of(photo: Photo) -> tuple[Place | None, str]:
+    """The place of an image, if it is known; and what the user should be told about it.
+
+    Raises:
+        ModuleNotFoundError: the image may be georeferenced, and rasterio is missing.
+    """
+    reader = _reader(photo.path)
+    if reader is None:
+        return None, ""
+    try:
+        import rasterio
+        from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    except ModuleNotFoundError:
+        if reader == "JP2OpenJPEG" or (reader == "GTiff" and _is_geotiff(photo.path)):
+            raise ModuleNotFoundError(
+                f"{photo.path}: may be georeferenced, which rasterio tells: pip install 'roialign[geo]'",
+                name="rasterio",
+            ) from None
+        return None, ""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(os.path.abspath(photo.path), driver=reader) as image:
+                place, size = Place(image.transform[:6], image.crs), (image.width, image.height)
+    except RasterioError:  # a picture that GDAL does not read has no place that it could know
+        return None, ""
+    if place.matrix == (1, 0, 0, 0, 1, 0):  # what GDAL says of an image without a place
+        return None, ""
+    if place.system is None:
+        return None, "has a place but no coordinate system: its boxes are in pixels"
+    if size != (photo.width, photo.height):
+        return None, "has a place, but is turned by its orientation tag: its boxes are in pixels"
+    return place, ""
+
+
+def _reader(path: Path) -> str | None:
+    with path.open("rb") as file:
+        begin = file.read(8)
+    return next((reader for magic, reader in READERS.items() if begin.startswith(magic)), None)
+
+
+def _is_geotiff(path: Path) -> bool:
+    from tifffile import TiffFile
+
+    with TiffFile(path) as tiff:
+        return GEOKEYS in tiff.pages[0].aspage().tags
