@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,16 +58,33 @@ def test_bins_that_a_product_sums_over(version: str, least: int, monkeypatch: py
 @needs_kernels
 @pytest.mark.parametrize("name", SPECS)
 def test_boxes_in_groups_are_pooled_as_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables of one box at a time; tiles of one image at a time; winners of some channels at a time, the last fewer."""
-    from roialign.backends.triton import backward, maximum, tables
+    """Tables of one box at a time, gone before the next's are made, since memory is counted in those of one group;
+    tiles of one image at a time; winners of some channels at a time, the last fewer."""
+    from roialign.backends.triton import backward, box_grad, forward, maximum, tables
+
+    made: list[weakref.ref[Tensor]] = []
+
+    def watched(make: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+        def alone(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+            assert not any(each() is not None for each in made)
+            tables = make(*args, **kwargs)
+            made.extend(map(weakref.ref, tables))
+            return tables
+
+        return alone
 
     maps = torch.randn(2, 35, 5, 19, generator=torch.Generator().manual_seed(0))
     rois = torch.tensor(BOXES)
     expected = everything(maps, rois, SPECS[name], "reference")
+    maximal = name in ("max", "cells")
+    for module in (maximum,) if maximal else (forward, box_grad):
+        make = "make_candidates" if maximal else "make_tables"
+        monkeypatch.setattr(module, make, watched(getattr(module, make)))
     monkeypatch.setattr(tables, "TOGETHER", 1)
     monkeypatch.setattr(backward, "WORDS", 1)
     monkeypatch.setattr(maximum, "WINNERS", 1)
     assert_same(everything(maps.to(DEVICE), rois.to(DEVICE), SPECS[name], "triton"), expected)
+    assert len(made) > 4 * len(BOXES)
 
 
 @needs_kernels

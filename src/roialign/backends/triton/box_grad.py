@@ -93,11 +93,9 @@ def pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Ten
     real = torch.promote_types(features[0].dtype, torch.float32)
     shapes = [each.shape for each in features]
     out = torch.zeros_like(rois)
-    for some in groups(rois.shape[0], 3 * row_of(shapes, spec)[0] * real.itemsize):
-        part = None if level is None else level[some]
-        tables = make_tables(shapes, rois[some], part, spec, real, slopes=True)
-        out[some, 1:] = of_edges(_summed(grad[some], features, tables, spec), rois)
-        del tables  # before those of the next boxes are made
+    for some, own, levels in groups(rois, level, 3 * row_of(shapes, spec)[0] * real.itemsize):
+        sums = _summed(grad[some], features, make_tables(shapes, own, levels, spec, real, slopes=True), spec)
+        out[some, 1:] = of_edges(sums, rois)
     return out
 
 

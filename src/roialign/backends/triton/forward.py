@@ -135,11 +135,8 @@ def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooli
     real = torch.promote_types(out.dtype, torch.float32)
     shapes = [each.shape for each in features]
     gathers = real == torch.float64 or all(each.stride(1) == 1 for each in features)
-    for some in groups(rois.shape[0], row_of(shapes, spec)[0] * real.itemsize):
-        part = None if level is None else level[some]
-        tables = make_tables(shapes, rois[some], part, spec, real)
-        _pool(features, tables, spec, gathers, out[some])
-        del tables  # before those of the next boxes are made
+    for some, own, levels in groups(rois, level, row_of(shapes, spec)[0] * real.itemsize):
+        _pool(features, make_tables(shapes, own, levels, spec, real), spec, gathers, out[some])
     return out
 
 

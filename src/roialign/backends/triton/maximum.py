@@ -278,10 +278,8 @@ def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooli
     out = operator.make_output(features, rois, spec)
     real = torch.promote_types(out.dtype, torch.float32)
     shapes = [each.shape for each in features]
-    for some in groups(rois.shape[0], sum(slots_of(shapes, spec)) * (4 + 2 * real.itemsize)):
-        candidates = make_candidates(shapes, rois[some], None if level is None else level[some], spec, real)
-        _find(features, candidates, spec, out[some], winners=False)
-        del candidates  # before those of the next boxes are made
+    for some, own, levels in groups(rois, level, sum(slots_of(shapes, spec)) * (4 + 2 * real.itemsize)):
+        _find(features, make_candidates(shapes, own, levels, spec, real), spec, out[some], winners=False)
     return out
 
 
@@ -347,11 +345,9 @@ def pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Ten
         return torch.zeros_like(rois)
     real = torch.promote_types(features[0].dtype, torch.float32)
     shapes = [each.shape for each in features]
-    for some in groups(rois.shape[0], sum(slots_of(shapes, spec)) * (4 + 4 * real.itemsize)):
-        part = None if level is None else level[some]
-        candidates = make_candidates(shapes, rois[some], part, spec, real, slopes=True)
-        out[some, 1:] = of_edges(_summed(grad[some], features, candidates, spec), rois)
-        del candidates  # before those of the next boxes are made
+    for some, own, levels in groups(rois, level, sum(slots_of(shapes, spec)) * (4 + 4 * real.itemsize)):
+        sums = _summed(grad[some], features, make_candidates(shapes, own, levels, spec, real, slopes=True), spec)
+        out[some, 1:] = of_edges(sums, rois)
     return out
 
 

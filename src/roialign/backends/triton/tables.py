@@ -58,11 +58,23 @@ class Tables(NamedTuple):
     dhi: Tensor
 
 
-def groups(boxes: int, bytes_each: int) -> Iterator[slice]:
-    """The boxes whose tables are in memory at a time."""
-    some = max(1, TOGETHER // max(1, bytes_each))
-    for first in range(0, boxes, some):
-        yield slice(first, min(first + some, boxes))
+class Group(NamedTuple):
+    """Boxes whose tables are in memory at a time: which of all, their rois and their levels.
+
+    Tables go straight into the function that uses them, so that they are gone before those of the next group are made.
+    """
+
+    some: slice
+    rois: Tensor
+    level: Tensor | None
+
+
+def groups(rois: Tensor, level: Tensor | None, bytes_each: int) -> Iterator[Group]:
+    """All boxes, of whose tables each takes so many bytes."""
+    most = max(1, TOGETHER // max(1, bytes_each))
+    for first in range(0, rois.shape[0], most):
+        some = slice(first, first + most)
+        yield Group(some, rois[some], None if level is None else level[some])
 
 
 def row_of(shapes: Sequence[Sequence[int]], spec: Pooling) -> tuple[int, list[int]]:
