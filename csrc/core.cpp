@@ -26,6 +26,8 @@ constexpr int64_t kStream = 8 << 20;
 constexpr int64_t kBand = 256 << 10;
 // What of a volume is packed at the same time at most, and what of its gradient is made together.
 constexpr int64_t kVolume = 64 << 20, kSlices = 512 << 10;
+// And of the boxes that a volume's slices are added to.
+constexpr int64_t kBegun = 4 << 20;
 // Sums over channels are cut in this many parts, whatever the number of threads.
 constexpr int64_t kParts = 16;
 
@@ -161,19 +163,19 @@ int64_t cost_of_a_bin(const Work<A>& work, const Box<A>& box, const Map& map) {
 
 // How to read the map for one group of boxes: whatever touches the least memory.
 template <class A>
-Access access_of(const Work<A>& work, const Plan<A>& plan, const Group& group, const Map& map) {
+Access access_of(const Work<A>& work, const Plan<A>& plan, const Group& group, const Map& map, bool by_slices) {
   const bool sensitive = info(work.call.kind).sensitive;
   if (map.channel_stride == 1 && work.channels >= work.lanes && !sensitive) return Access::direct;
   int64_t cells = 0;
   const int64_t all = map.depth * map.height * map.width;
-  if (work.call.rank == 3 && all > kVolume / kBlockBytes) return Access::windows;
+  if (work.call.rank == 3 && (by_slices ? all / map.depth : all) > kVolume / kBlockBytes) return Access::windows;
   for (int64_t i = group.begin; i < group.end && cells < all; ++i) {
     const Box<A>& box = plan.boxes[static_cast<size_t>(i)];
     // The short rows of a window cost several times as much as whole slices, which are packed as long ones.
     constexpr int64_t factor = 4;
     cells += sensitive ? cost_of_a_bin(work, box, map) : packed_cells(box) * (box.z ? factor * box.z->touched : 1);
   }
-  return cells < all ? Access::windows : Access::whole;
+  return cells < all ? Access::windows : by_slices ? Access::slices : Access::whole;
 }
 
 // Cuts [0, count) in `parts` nearly equal ranges.
@@ -197,20 +199,30 @@ template <class A>
 void add_reading_pieces(const Work<A>& work, const Plan<A>& plan, int64_t ranges, double* box_grad,
                         std::vector<Piece>& pieces, Sizes& sizes) {
   const int64_t wanted = work.threads > 1 ? 8 * work.threads : 1;
+  // A mean is a sum over slices, so that any order of them will do which takes a box's own in theirs.
+  const bool by_slices = work.call.rank == 3 && !info(work.call.kind).takes_maximum && !box_grad &&
+                         work.args.tile_depth == work.call.pooled_d && work.args.tile_rows == work.call.pooled_h;
   for (const Group& group : plan.groups) {
     Piece piece{};
     piece.input = image_map(work.call.levels[group.level], group.image, work.call.dtype);
-    piece.access = access_of(work, plan, group, piece.input);
-    const bool whole = piece.access == Access::whole;
+    piece.access = access_of(work, plan, group, piece.input, by_slices);
+    const bool whole = piece.access == Access::whole || piece.access == Access::slices;
     const Map& map = piece.input;
     // An odd number of cells, so that the rows of a box lie in different sets of the cache.
     piece.packed_row = work.call.rank == 3 ? map.width | 1 : map.width;
-    const int64_t cells = whole ? map.depth * map.height * piece.packed_row : work.windows() * plan.most_cells;
+    const int64_t count = group.end - group.begin, slice = map.height * piece.packed_row;
+    int64_t cells = work.windows() * plan.most_cells;
+    if (piece.access == Access::whole) cells = map.depth * slice;
+    if (piece.access == Access::slices) {
+      cells = slice;
+      piece.begun = std::clamp<int64_t>(kBegun / block_bytes(work.args.pooled.size), 1, count);
+      sizes.tile = std::max(sizes.tile, piece.begun * block_bytes(work.args.pooled.size));
+    }
     sizes.block = std::max(sizes.block, block_bytes(cells));
-    const int64_t count = group.end - group.begin;
     int64_t channel_cuts = ranges, box_cuts = 1;
     if (whole) {
-      box_cuts = std::clamp<int64_t>(work.threads * 2 / ranges, 1, count);
+      // Every cut packs again what its boxes touch.
+      box_cuts = ranges % work.threads ? std::clamp<int64_t>(work.threads * 2 / ranges, 1, count) : 1;
     } else {
       box_cuts = std::min(count, wanted);
       if (!box_grad) channel_cuts = std::min(ranges, ceil_div(wanted, box_cuts));

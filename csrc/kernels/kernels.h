@@ -33,6 +33,7 @@ struct Pooled {
 // How a kernel reads the map.
 enum class Access : int {
   whole,    // pack all rows (slices of a volume) of a channel block, once, ahead of the boxes
+  slices,   // of a volume: pack one slice at a time, for all boxes that touch it
   windows,  // pack only the cells one box touches
   direct,   // channels are adjacent already: read in place
 };
@@ -44,6 +45,7 @@ struct Piece {
   int64_t packed_row;  // whole volumes: cells from one packed row to the next
   const void* boxes;   // const Box<A>*, ordered by first touched row
   int64_t box_count;
+  int64_t begun;  // by slices: so many boxes at most are begun and not finished, each with a tile of all its bins
   int64_t channel, channel_end;  // sensitive kinds: counted through all bins, in whole blocks
   int64_t row, row_end;          // backward to the input: only these rows of the map, or slices of the volume
   bool add;                      // backward to the input: to what is in `grad` already
@@ -70,7 +72,7 @@ struct Parts {
   T best;         // of one row of bins, where a maximum is taken again: the greatest values so far
   T winners;      // and where they lie, one Winners for each bin
   T tile;    // `tile_rows` of one box and one channel block, of a volume in `tile_depth` slices, pixel by pixel; or
-             // one pixel of `kDirectBlocks`
+             // one pixel of `kDirectBlocks`; by slices as many as boxes are begun
   T stage;   // a tile channel by channel, from any place within a cache line on
   T slice;   // a volume: what becomes of one slice, three tiles of `tile_rows`
   T plane;   // a volume: what its slices come to at one depth, for the cells that a box touches in a slice

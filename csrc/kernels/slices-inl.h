@@ -58,6 +58,20 @@ static ROI_INLINE bool touches(const Box<A>& box) {
   return box.z && box.z->touched && box.y.touched && box.x.touched;
 }
 
+// Which of the touched slices lies at `z`, or -1.
+template <class A>
+static ROI_INLINE int32_t position_of(const Axis<A>& axis, int64_t z) {
+  int32_t from = 0, to = axis.touched;
+  while (from < to) {
+    const int32_t middle = (from + to) / 2;
+    if (axis.cell[middle] < z)
+      from = middle + 1;
+    else
+      to = middle;
+  }
+  return from < axis.touched && axis.cell[from] == z ? from : -1;
+}
+
 // Calls visit(slices, box index) for every box and channel block of the piece.
 template <class S, class A, class Visit>
 static ROI_INLINE void for_each_volume(const KernelArgs& args, const Piece& piece, Visit&& visit) {

@@ -5,21 +5,71 @@
 
 namespace roialign::ROI_SET {
 
-template <class S, class A>
-static void mean_bins(const KernelArgs& args, Slices<S, A>& slices, const Bins& bins, A* tile) {
+// The part of one slice in the means of some bins.
+template <class A>
+static void add_slice(const KernelArgs& args, const View<A>& view, const Box<A>& box, int32_t position,
+                      const Bins& bins, A* tile) {
   constexpr int n = kLanes<A>;
-  const Matrix<A>& cells = slices.box.z->cells;
+  const Matrix<A>& cells = box.z->cells;
   const int64_t pixels = int64_t{bins.rows} * args.pooled.width;
   auto* slice = reinterpret_cast<A*>(args.space.slice);
-  __builtin_memset(tile, 0, static_cast<size_t>(bins.depth * pixels * kBlockBytes));
-  for (int32_t position = 0; position < slices.box.z->touched; ++position) {
+  int32_t from, to;
+  bins_between(cells, position, bins.z, bins.z + bins.depth, from, to);
+  mean_rows(args, view, box, bins.row, bins.rows, slice);
+  for (; from < to; ++from) {
+    const A* row[] = {slice};
+    add_rows_fixed<A, 1>(row, cells.weight + from, pixels, tile + (cells.index[from] - bins.z) * pixels * n);
+  }
+}
+
+template <class S, class A>
+static void mean_bins(const KernelArgs& args, Slices<S, A>& slices, const Bins& bins, A* tile) {
+  const Box<A>& box = slices.box;
+  __builtin_memset(tile, 0, static_cast<size_t>(int64_t{bins.depth} * bins.rows * args.pooled.width * kBlockBytes));
+  for (int32_t position = 0; position < box.z->touched; ++position) {
     int32_t from, to;
-    bins_between(cells, position, bins.z, bins.z + bins.depth, from, to);
-    if (from == to) continue;
-    mean_rows(args, slices.at(position), slices.box, bins.row, bins.rows, slice);
-    for (; from < to; ++from) {
-      const A* row[] = {slice};
-      add_rows_fixed<A, 1>(row, cells.weight + from, pixels, tile + (cells.index[from] - bins.z) * pixels * n);
+    bins_between(box.z->cells, position, bins.z, bins.z + bins.depth, from, to);
+    if (from < to) add_slice(args, slices.at(position), box, position, bins, tile);
+  }
+}
+
+// The means of all boxes, slice by slice: each is packed once, however many boxes touch it. The sums are those of
+// mean_bins, in the same order.
+template <class S, class A>
+static void mean_by_slices(const KernelArgs& args, const Piece& piece) {
+  constexpr int n = kLanes<A>;
+  const Map& volume = piece.input;
+  const auto* boxes = static_cast<const Box<A>*>(piece.boxes);
+  auto *block = reinterpret_cast<A*>(args.space.block), *tiles = reinterpret_cast<A*>(args.space.tile);
+  const Bins all{0, args.pooled.depth, 0, args.pooled.height};
+  const int64_t row = piece.packed_row * n;
+  for (int64_t c = piece.channel; c < piece.channel_end; c += n) {
+    const int lanes = lanes_at(piece, c, n);
+    for (int64_t first = 0; first < piece.box_count; first += piece.begun) {
+      const int64_t left = piece.box_count - first, count = left < piece.begun ? left : piece.begun;
+      int64_t end = 0;
+      for (int64_t i = 0; i < count; ++i) {
+        const Box<A>& box = boxes[first + i];
+        const Lanes<A> fill = Lanes<A>::fill(box.finite ? A(0) : A(__builtin_nan("")));
+        for (int64_t bin = 0; bin < args.pooled.size; ++bin) fill.store(tiles + (i * args.pooled.size + bin) * n);
+        end = last_slice(box) > end ? last_slice(box) : end;
+      }
+      for (int64_t z = first_slice(boxes[first]); z < end; ++z) {
+        bool packed = false;
+        for (int64_t i = 0; i < count && first_slice(boxes[first + i]) <= z; ++i) {
+          const Box<A>& box = boxes[first + i];
+          const int32_t position = touches(box) ? position_of(*box.z, z) : -1;
+          if (position < 0) continue;
+          if (!packed)
+            for (int64_t y = 0; y < volume.height; ++y)
+              pack_cells<S>(slice_of<S>(volume, z), c, lanes, y, 0, volume.width, block + y * row);
+          packed = true;
+          add_slice(args, {block, row, n, false}, box, position, all, tiles + i * args.pooled.size * n);
+        }
+      }
+      for (int64_t i = 0; i < count; ++i)
+        emit<S>(args, boxes[first + i].row, c, lanes, 0, int64_t{all.depth} * all.rows,
+                tiles + i * args.pooled.size * n);
     }
   }
 }
@@ -98,6 +148,7 @@ static void volume_forward_piece(const KernelArgs& args, const Piece& piece) {
   constexpr int n = kLanes<A>;
   const bool maximum = info(args.kind).takes_maximum;
   auto* tile = reinterpret_cast<A*>(args.space.tile);
+  if (piece.access == Access::slices) return mean_by_slices<S, A>(args, piece);
   for_each_volume<S, A>(args, piece, [&](Slices<S, A> slices, int64_t) {
     const Box<A>& box = slices.box;
     for_each_bins(args, 0, args.pooled.depth, [&](const Bins& bins) {
