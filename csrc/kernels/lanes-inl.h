@@ -77,7 +77,7 @@ struct Lanes {
   }
   // The greater of both, lane by lane; NaN wins.
   ROI_INLINE void raise(const Lanes& x) {
-    for (int i = 0; i < parts; ++i) v[i] = (x.v[i] > v[i]) | (x.v[i] != x.v[i]) ? x.v[i] : v[i];
+    for (int i = 0; i < parts; ++i) v[i] = ((x.v[i] > v[i]) | (x.v[i] != x.v[i])) ? x.v[i] : v[i];
   }
   ROI_INLINE double sum() const {
     A all[kLanes<A>];
