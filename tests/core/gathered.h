@@ -219,8 +219,8 @@ bool one_case(Random& random) {
     return true;
   };
   // A derivative grows with the box, of which there are some of 10^4 pixels.
-  return all_agree("pooled", pooled, expected.pooled, 1) &
-         all_agree("map's gradient", map_grad.values, expected.map_grad, 100) &
+  return all_agree("pooled", pooled, expected.pooled, 1) &&
+         all_agree("map's gradient", map_grad.values, expected.map_grad, 100) &&
          all_agree("boxes' gradient", box_grad, expected.box_grad, 1e5);
 }
 
