@@ -133,6 +133,17 @@ def test_any_strides(layout: str, name: str) -> None:
     check([lay_out(input, layout)], rois[1:2], spec)
 
 
+@pytest.mark.parametrize("name", ["fixed", "volume"])
+def test_more_channels_than_one_launch_takes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two blocks of 32 at once, the last one alone, each bin with channels of its own or not: the same bits."""
+    spec = POOLINGS[name]
+    input, rois = (each.to(DEVICE) for each in call_of(spec, channels=66))
+    expected = kernel.pool([input], rois[1:3], None, spec)
+    monkeypatch.setattr(gather, "SECOND", 2)
+    monkeypatch.setattr(gather, "bin_blocks", lambda out: blocks.Blocks(32, 1, 2))
+    assert torch.equal(kernel.pool([input], rois[1:3], None, spec), expected)
+
+
 @pytest.mark.parametrize("strides", STRIDES)
 def test_a_gradient_of_any_strides(strides: str) -> None:
     input, rois = (each.to(DEVICE) for each in call_of(POOLINGS["fixed"]))

@@ -28,7 +28,10 @@ from .maps import coded, decoded, map_of, pick, size_of, strides_of
 from .tables import make_tables, rule_of
 
 CELLS = 4  # along each axis of the window that a program reads at a time
-RATES = 6  # numbers that place a bin, at most
+RATES = tl.constexpr(6)  # numbers that place a bin, at most
+# Programs along the second axis of a grid, which CUDA has no more of. Folded into the first, where a program has to
+# divide for its place, they take volumes 26 registers more: so what goes beyond is launched again.
+SECOND = 65535
 
 
 class Forms(NamedTuple):
@@ -91,6 +94,25 @@ def _bin_of(number, PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr):
 
 
 @triton.jit
+def _window(
+    boxes, k, maps, sn, sc, sd, sh, sw, first, channel, GROUP: tl.constexpr, DEEP: tl.constexpr, SIDE: tl.constexpr,
+    LAST: tl.constexpr, OFFSET: tl.constexpr,
+):  # fmt: skip
+    """Of a box: its image, where that begins in channel ``first`` of its map, and the map's strides along c, z, y, x.
+    Of a window of cells: their y and x, and how far they and these channels are from where it begins."""
+    image, base, sc, sh, sw = map_of(boxes, k, maps, sn, sc, sh, sw, first, LAST, 3 if DEEP else 2)
+    along_z = sw
+    if DEEP:
+        along_z = pick(sd, tl.load(boxes + k * 9 + 5))
+        along_z = along_z if LAST else decoded(along_z)
+    cell = tl.arange(0, SIDE * SIDE)
+    y = cell // SIDE
+    x = cell % SIDE
+    at = by_cell(y.to(OFFSET) * sh + x.to(OFFSET) * sw, LAST) + by_channel(channel.to(OFFSET) * (GROUP * sc), LAST)
+    return image, base, sc, along_z, sh, sw, y, x, at
+
+
+@triton.jit
 def _pool(
     maps, sn, sc, sd, sh, sw, out, on, oc, od, oh, ow, boxes, form, channels,
     PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, GROUP: tl.constexpr, FORM: tl.constexpr, DEEP: tl.constexpr,
@@ -104,16 +126,10 @@ def _pool(
     c0 = tl.program_id(1).to(tl.int64) * BC
     c = tl.arange(0, BC)
     c_live = by_channel(c0 + c < channels, LAST)
-    image, base, sc, sh, sw = map_of(
-        boxes, k, maps, sn, sc, sh, sw, c0 * GROUP + (own if GROUP > 1 else 0), LAST, 3 if DEEP else 2
+    first = c0 * GROUP + (own if GROUP > 1 else 0)
+    image, base, sc, sd, sh, sw, y, x, at = _window(
+        boxes, k, maps, sn, sc, sd, sh, sw, first, c, GROUP, DEEP, SIDE, LAST, OFFSET
     )
-    if DEEP:
-        sd = pick(sd, tl.load(boxes + k * 9 + 5))
-        sd = sd if LAST else decoded(sd)
-    cell = tl.arange(0, SIDE * SIDE)
-    y = cell // SIDE
-    x = cell % SIDE
-    at = by_cell(y.to(OFFSET) * sh + x.to(OFFSET) * sw, LAST) + by_channel(c.to(OFFSET) * (GROUP * sc), LAST)
     front, back, top, bottom, left, right = bounds(form, k, o, p, q, PD, PH, PW, FORM, DEEP)
     acc = tl.zeros([SIDE * SIDE, BC] if LAST else [BC, SIDE * SIDE], REAL)
     for z in range(front, back):
@@ -202,15 +218,11 @@ def _sum_rates(
     k = (tl.program_id(0) // (PD * PH * PW)).to(tl.int64)
     own = tl.program_id(0) % (PD * PH * PW)
     o, p, q = _bin_of(own, PD, PH, PW)
-    _image, base, sc, sh, sw = map_of(boxes, k, maps, sn, sc, sh, sw, own if GROUP > 1 else 0, LAST, 3 if DEEP else 2)
-    if DEEP:
-        sd = pick(sd, tl.load(boxes + k * 9 + 5))
-        sd = sd if LAST else decoded(sd)
-    cell = tl.arange(0, SIDE * SIDE)
-    y = cell // SIDE
-    x = cell % SIDE
     c = tl.arange(0, BC)
-    at = by_cell(y.to(OFFSET) * sh + x.to(OFFSET) * sw, LAST) + by_channel(c.to(OFFSET) * (GROUP * sc), LAST)
+    first = own if GROUP > 1 else 0
+    _image, base, sc, sd, sh, sw, y, x, at = _window(
+        boxes, k, maps, sn, sc, sd, sh, sw, first, c, GROUP, DEEP, SIDE, LAST, OFFSET
+    )
     pooled = grad + k * gk + tl.cast(p, tl.int64) * gp + tl.cast(q, tl.int64) * gq
     if DEEP:
         pooled += tl.cast(o, tl.int64) * go
@@ -246,7 +258,7 @@ def _sum_rates(
                 sum_3 += value * rate[3]
                 sum_4 += value * rate[4]
                 sum_5 += value * rate[5]
-    to = sums + tl.program_id(0).to(tl.int64) * 6
+    to = sums + tl.program_id(0).to(tl.int64) * RATES
     tl.store(to, tl.sum(sum_0))
     tl.store(to + 1, tl.sum(sum_1))
     tl.store(to + 2, tl.sum(sum_2))
@@ -266,13 +278,14 @@ def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooli
     blocks = bin_blocks(out)
     reach = [_reach(each, spec.group * blocks.channels) for each in maps]
     last = all(each.stride(1) == 1 for each in maps)
-    grid = (rois.shape[0] * out[0, 0].numel(), cdiv(out.shape[1], blocks.channels))
-    _pool[grid](
-        tuple(maps), *strides_of(maps, last), deep, *deep.stride(), boxes, form,
-        out.shape[1], **constants,
-        SIDE=CELLS, BC=blocks.channels, LAST=last,
-        OFFSET=offset_type(*reach, blocks.channels * out.stride(1)), num_warps=blocks.warps,
-    )  # fmt: skip
+    for part in deep.split(SECOND * blocks.channels, 1):
+        _pool[(rois.shape[0] * out[0, 0].numel(), cdiv(part.shape[1], blocks.channels))](
+            tuple(maps), *strides_of(maps, last), part, *part.stride(), boxes, form,
+            part.shape[1], **constants,
+            SIDE=CELLS, BC=blocks.channels, LAST=last,
+            OFFSET=offset_type(*reach, blocks.channels * out.stride(1)), num_warps=blocks.warps,
+        )  # fmt: skip
+        maps = [each[:, part.shape[1] * spec.group :] for each in maps]
     return out
 
 
@@ -326,7 +339,7 @@ def pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Ten
     boxes, form, constants = make_forms([each.shape for each in features], rois, level, spec, real, slopes=True)
     maps, (deep,) = _deep(features), _deep([grad])
     bins, blocks, last = grad[0, 0].numel(), bin_blocks(grad), is_channels_last(features[0])
-    sums = grad.new_empty(rois.shape[0], bins, RATES, dtype=real)
+    sums = grad.new_empty(rois.shape[0], bins, RATES.value, dtype=real)
     reach = [_reach(each, spec.group * blocks.channels) for each in maps]
     _sum_rates[(rois.shape[0] * bins,)](
         deep, *deep.stride(), tuple(maps), *strides_of(maps, last), boxes, form, sums,
