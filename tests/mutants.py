@@ -51,6 +51,7 @@ POOLS = [
 ]
 FORMATS = ("__init__", "coco", "outlines", "source", "table", "voc", "yolo")
 READERS = ("formats", "exports", "faults", "annotations")
+REFERENCE = ("position_sensitive", "multiscale", "layouts_dtypes", "gradients")
 CALLS = ["test_arguments.py", "test_ranks_calls.py", "test_errors.py"]
 TESTS = {
     "src/roialign/axis.py": ["test_axis.py", *POOLS, "test_gradients.py", "test_explain.py"],
@@ -60,14 +61,10 @@ TESTS = {
     "src/roialign/modules.py": CALLS,
     "src/roialign/levels.py": ["test_pyramid.py", "test_multiscale.py", *CALLS, "test_tracing.py", "test_recorders.py"],
     "src/roialign/pyramid.py": ["test_import.py", "test_multiscale.py", *CALLS],
-    "src/roialign/backends/reference.py": [
-        "test_reference.py",
-        *POOLS,
-        "test_position_sensitive.py",
-        "test_multiscale.py",
-        "test_layouts_dtypes.py",
-        "test_gradients.py",
-    ],
+    **{
+        f"src/roialign/backends/{name}.py": ["test_reference.py", *POOLS, *(f"test_{test}.py" for test in REFERENCE)]
+        for name in ("reference", "contraction")
+    },
     "src/roialign/backends/tracing.py": ["test_tracing.py"],
     "src/roialign/detection/evaluation.py": ["test_detection_evaluation.py", "test_detection_images.py"],
     "src/roialign/detection/tiles.py": ["test_detection_images.py", "test_detection_description.py"],
@@ -100,6 +97,7 @@ SKIP = [
 WITHOUT = {
     "axis.py": "[native",
     "reference.py": "[native",
+    "contraction.py": "[native",
     "rules.h": "[reference",
     "tables.cpp": "[reference",
     "levels.py": "symbols",

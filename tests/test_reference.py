@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from roialign.backends import gather, reference
+from roialign.backends import contraction, gather, reference
 from roialign.spec import KINDS, Pooling
 
 SIZE = (2, 3)
@@ -106,19 +107,18 @@ def test_chunks_change_no_answer_and_hold_what_they_promise(
     (map, *_), rois, _ = case(kind, torch.float64, images, 40)
     expected = reference.pool([map], rois, None, spec_of(kind))
     largest: list[int] = []
-    product, select = torch.einsum, Tensor.index_select
-    spies = {"einsum": product, "index_select": select}
 
-    def spy(name: str) -> Any:
+    def spy(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def call(*arguments: Any) -> Tensor:
-            out = spies[name](*arguments)
+            out = function(*arguments)
             largest.append(out.numel())
             return out
 
         return call
 
-    monkeypatch.setattr(torch, "einsum", spy("einsum"))
-    monkeypatch.setattr(Tensor, "index_select", spy("index_select"))
+    for name in ("along", "along_own"):
+        monkeypatch.setattr(contraction, name, spy(getattr(contraction, name)))
+    monkeypatch.setattr(Tensor, "index_select", spy(Tensor.index_select))
     alone = 0
     for chunk in (1, 700, 5000, 20000):
         monkeypatch.setattr(reference, "CHUNK", chunk)

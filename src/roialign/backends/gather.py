@@ -18,7 +18,8 @@ from .. import axis
 from ..boxes import edges
 from ..spec import Pooling, check_visited
 from . import tracing
-from .reference import CHUNK, POOLS, contracted, in_chunks, in_fitting_dtype, over_boxes, wide
+from .contraction import along, along_own, contracted
+from .reference import CHUNK, POOLS, in_chunks, in_fitting_dtype, over_boxes, wide
 
 Lengths = tuple[int, int]
 
@@ -37,8 +38,9 @@ def _moved(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
         return [axis.mean_matrix(window, 1, lengths[along]).reshape(lo.shape[0], *size, lengths[along])]
 
     def product(maps: Tensor, ay: Tensor, ax: Tensor) -> Tensor:
-        equation = "kpqh,chw->kcpqw" if maps.dim() == 3 else "kpqh,kchw->kcpqw"
-        return torch.einsum("kcpqw,kpqw->kcpq", torch.einsum(equation, ay, maps), ax).contiguous()
+        rows = along(maps, ay.flatten(1, 2), -2, shared=maps.dim() == 3)  # [k, c, bins, w]
+        each: Tensor = along_own(rows, ax.flatten(1, 2), 2, -1, shared=False).unflatten(2, size)
+        return each.contiguous()
 
     def mean(maps: Tensor, rois: Tensor) -> Tensor:
         index = torch.arange(bins, device=rois.device)

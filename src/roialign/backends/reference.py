@@ -20,6 +20,7 @@ from .. import axis
 from ..boxes import edges, on_empty_map, usable
 from ..spec import KINDS, Call, Pooling, too_large
 from . import tracing
+from .contraction import contract
 from .index import batch_index
 from .memory import check_memory, laid_out_as
 
@@ -100,7 +101,7 @@ def _means(
 
     def mean(maps: Tensor, rois: Tensor) -> Tensor:
         matrices = [each for (each,) in _each_axis(matrix, rois, lengths, spec)]
-        return _contract(maps, matrices, KINDS[spec.kind].sensitive)
+        return contract(maps, matrices, KINDS[spec.kind].sensitive)
 
     return over_boxes(input, rois, spec, mean, rows=size)
 
@@ -133,7 +134,7 @@ def _maximum(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
 
     def maximum(maps: Tensor, rois: Tensor) -> Tensor:
         each = _each_axis(matrix, rois, lengths, spec)  # [k, PH, S, H], [k, PH, S]
-        value = _contract(maps, [matrix.flatten(1, 2) for matrix, _ in each])  # [k, C, PH * Sy, PW * Sx]
+        value = contract(maps, [matrix.flatten(1, 2) for matrix, _ in each])  # [k, C, PH * Sy, PW * Sx]
         value = value.reshape(*value.shape[:2], *(length for _, real in each for length in real.shape[1:]))
         bins, grid = range(2, value.dim(), 2), range(3, value.dim(), 2)
         value = value.permute(0, 1, *bins, *grid)  # [k, C, PH, PW, Sy, Sx]
@@ -159,7 +160,7 @@ def _integral(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
 
     def integral(maps: Tensor, rois: Tensor) -> Tensor:
         wider = wide(rois)
-        return _contract(
+        return contract(
             maps,
             [
                 axis.integral_matrix(
@@ -325,55 +326,6 @@ def _needed(rows: Sequence[int], lengths: Sequence[int]) -> _Needed:
 def _per_box(mask: Tensor, out: Tensor) -> Tensor:
     """``[K]`` as it broadcasts against ``[K, C, ...]``."""
     return mask[(slice(None), *[None] * (out.dim() - 1))]
-
-
-def _contract(maps: Tensor, matrices: Sequence[Tensor], sensitive: bool = False) -> Tensor:
-    """``ay @ maps @ ax.T`` per box and channel.
-
-    ``sensitive``: bin (p, q) takes one row of each matrix, and channels of its own, ``(c * PH + p) * PW + q``.
-    """
-
-    def product(maps: Tensor, *matrices: Tensor) -> Tensor:
-        rank = len(matrices)
-        bins, cells = "opq"[-rank:], "dhw"[-rank:]
-        have = f"c{cells}"
-        if sensitive:
-            size = [each.shape[1] for each in matrices]
-            maps = maps.unflatten(-1 - rank, (maps.shape[-1 - rank] // math.prod(size), *size))
-            have = f"c{bins}{cells}"
-        for matrix, bin, cell in zip(matrices, bins, cells, strict=True):
-            into = have.replace(cell, "" if sensitive else bin)
-            # The map first, except where the boxes share it: so the product comes in the order of its axes.
-            if maps.dim() == len(have):
-                maps = torch.einsum(f"k{bin}{cell},{have}->k{into}", matrix, maps)
-            else:
-                maps = torch.einsum(f"k{have},k{bin}{cell}->k{into}", maps, matrix)
-            have = into
-        return maps.contiguous()  # mostly it is, but shapes alone promise as much
-
-    return contracted(product, maps[0] if maps.shape[0] == 1 else maps, *matrices)
-
-
-def contracted(product: Callable[..., Tensor], maps: Tensor, *weights: Tensor) -> Tensor:
-    """``product(maps, *weights)``, linear in each; a cell of zero weight counts nothing even if it is not finite.
-
-    A cell that is not finite has no slope: it gives nothing to the gradient to the box.
-    """
-    weights = tuple(weight.to(maps.dtype) for weight in weights)
-    finite = maps.isfinite()
-    if not tracing.hides_values(finite) and bool(finite.all()):
-        return product(maps, *weights)
-    zeroed = torch.where(finite, maps, 0)
-    if not tracing.hides_values(maps):
-        # Behind autograd's back: the gradient to a cell is its weight all the same. No graph can record that.
-        zeroed = maps.clone()
-        zeroed.detach().masked_fill_(~finite, 0)
-    out = product(zeroed, *weights)
-    flags = {torch.inf: maps == torch.inf, -torch.inf: maps == -torch.inf, torch.nan: maps.isnan()}
-    weighs = [(each != 0).to(maps.dtype) for each in weights]
-    for value, flag in flags.items():
-        out = out + torch.where(product(flag.to(maps.dtype), *weighs) > 0, value, 0)
-    return out
 
 
 def wide(tensor: Tensor) -> Tensor:
