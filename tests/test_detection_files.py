@@ -113,7 +113,7 @@ def test_every_id_is_the_users(tmp_path: Path) -> None:
     line = ("--weights", tmp_path / "m.safetensors", "--out", tmp_path / "out")
     judged = run("evaluate", tmp_path / "coco.json", *line, "--json", tmp_path / "ap.json")
     assert judged.exit_code == 0, told(judged)
-    assert "AP_tree [old]" in judged.output
+    assert "│ tree [old] │" in judged.output
     assert "1 boxes are left out" in judged.output.replace("\n", " ")
     results = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert {each["image_id"] for each in results} == {"site/a", "site/b"}

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import Tensor, nn
 
 from roialign.detection import Found, detect
 from roialign.detection.datasets import AnnotatedImages, open_photo
 from roialign.detection.evaluation import evaluate_found, precision_recall
 from roialign.detection.images import FILL, DamagedImageError, Photo, find_images, passed_over
-from roialign.detection.pictures import draw_worst, plot_curve
+from roialign.detection.labels import SKY, VERMILION
+from roialign.detection.pictures import LINE, PATCH, draw_worst, plot_curve
 from roialign.detection.tiles import _merge, _pad, _spans, _Tile
 from roialign.samples import PHOTO_FILE
 
@@ -330,9 +331,17 @@ def test_a_second_detection_of_the_same_object_is_wrong(tmp_path: Path) -> None:
 
 
 def test_the_worst_misses_are_shown_where_they_are(tmp_path: Path) -> None:
+    """In a sheet of patches of 200 pixels, below a title: the false one, and then the missed one, amid its patch."""
     data = coco(tmp_path, [[20, 20, 10, 10], [150, 50, 20, 20]])
     report = evaluate_found(data, {3: found((20, 20, 30, 30, 0.6), (100, 40, 112, 52, 0.9))})
     assert draw_worst(data, report, tmp_path / "worst.png") == 2
     with Image.open(tmp_path / "worst.png") as sheet:
-        colours = {colour for _, colour in sheet.convert("RGB").getcolors(1 << 24) or []}
-    assert {(255, 59, 48), (0, 229, 255)} <= colours  # one false, one missed
+        top = 2 * LINE
+        for place, (colour, side) in enumerate(((VERMILION, 12 * PATCH / 36), (SKY, 20 * PATCH / 60))):
+            patch = sheet.convert("RGB").crop((place * PATCH, top, (place + 1) * PATCH, top + PATCH))
+            ys, xs = (np.asarray(patch) == ImageColor.getrgb(colour)).all(2).nonzero()
+            edges = [PATCH / 2 - side / 2, PATCH / 2 + side / 2]
+            assert [xs.min(), xs.max()] == pytest.approx(edges, abs=3)
+            assert [ys.min(), ys.max()] == pytest.approx(edges, abs=3)
+        below = np.asarray(sheet.convert("L").crop((0, top + PATCH, 2 * PATCH, sheet.height)))
+        assert (below < 100).any()  # something is written

@@ -144,6 +144,6 @@ def test_a_video_goes_through_the_command_frame_by_frame(tmp_path: Path) -> None
     drawn = list(read_frames(tmp_path / "out" / "a.mp4"))
     assert [frame.time for frame in drawn] == pytest.approx(TIMES)
     still = Photo(tmp_path / "out" / "a.jpg")
-    assert (still.width, still.height) == SIZE
+    assert (still.width, still.height) == (3 * SIZE[0], 3 * SIZE[1])  # for its small boxes
     again = CliRunner().invoke(app, [str(word) for word in ["detect", tmp_path / "out" / "a.mp4", *line]])
     assert "1 files are left out: they are what roialign drew" in again.output

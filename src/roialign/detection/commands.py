@@ -13,19 +13,20 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from ..outputs import Folder, check_files, write_atomically
-from ..terminal import cell, say
+from ..terminal import say
 from . import pictures
 from .checkpoint import default_checkpoint
+from .confusion import confusion
 from .datasets import AnnotatedImages, open_photo
 from .detector import load, processes
-from .evaluation import Report, evaluate_found
+from .evaluation import Report, class_names, evaluate_found
 from .inputs import fit_to_model, judged_data, training_data
 from .model import build_detector
 from .predict import RECORDS, progress_bar
 from .recipe import RECIPE, Recipe, pack
+from .tables import classes_table, metrics_table
 from .tiles import detect
 from .training import BEST, LOSSES, STATE, Trainer
 from .views import EpochBatches, TrainingViews
@@ -33,7 +34,7 @@ from .views import EpochBatches, TrainingViews
 INPUT = 640  # pixels of the network's input in training, unless the crop is given, and at least so many in detection
 SHORT = dict(zip(LOSSES, ("obj", "rpn", "cls", "box"), strict=True))
 SHEET, LOG, PLOT = "views.png", "log.csv", "log.png"  # of a training
-CURVE, WORST = "precision_recall.png", "worst.png"  # of an evaluation
+CURVE, WORST, MATRIX = "precision_recall.png", "worst.png", "confusion.png"  # of an evaluation
 OBJECT = 56  # pixels that the network sees of the median object, unless the scale is given
 
 # For images with hundreds of objects: torchvision's own limits are for dozens.
@@ -171,7 +172,7 @@ def _draw_sheet(trainer: Trainer) -> None:
     views = [view for (view,), _ in zip(batches, range(12), strict=False)]
     dataset = TrainingViews(data, crop, recipe.seed)
     with trainer.folder.open(SHEET) as sheet:
-        pictures.draw_views([dataset[view] for view in views], sheet)
+        pictures.draw_views([dataset[view] for view in views], data.classes, sheet)
 
 
 class _Display:
@@ -220,10 +221,10 @@ def evaluate(
     batch: int = 1,
     tta: bool = False,
 ) -> Report:
-    """Judge a detector on a data set: a table, and in ``out`` two pictures and all detections.
+    """Judge a detector on a data set: tables, and in ``out`` three pictures and all detections.
 
-    ``precision_recall.png``, ``worst.png`` and ``detections.json``, which has the form of COCO's results and the ids of
-    the data set.
+    ``precision_recall.png``, ``worst.png``, ``confusion.png`` and ``detections.json``, which has the form of COCO's
+    results and the ids of the data set.
 
     Args:
         annotations: the data set; None: the held-out part of the tree crowns that the package ships.
@@ -244,39 +245,34 @@ def evaluate(
     model = load(weights)
     data = fit_to_model(data, model)
     inputs = [*data.files, weights, *(entry.file for entry in data.entries)]
-    check_files([json_file, *(out / name for name in (CURVE, WORST, RECORDS))], inputs)
+    check_files([json_file, *(out / name for name in (CURVE, WORST, MATRIX, RECORDS))], inputs)
     with Folder(out) as folder:
         folder.protect(inputs)
-        folder.claim(CURVE, WORST, RECORDS)
+        folder.claim(CURVE, WORST, MATRIX, RECORDS)
         photos = (open_photo(entry.file, entry.width, entry.height) for entry in data.entries)
         with progress_bar(console) as progress:
             results = detect(model, photos, tile=tile, overlap=overlap, batch=batch, tta=tta)
             entries = progress.track(data.entries, description="detecting")
             found = {entry.id: each for entry, each in zip(entries, results, strict=True)}
         report = evaluate_found(data, found)
-        console.print(_table(data, report))
+        counts = confusion(data.entries, found, len(data.classes), report.metrics["score_threshold"])
+        console.print(metrics_table(data, report))
+        if len(data.classes) > 1:
+            console.print(classes_table(data, report, counts))
         for note in data.notes:
             say(console, note, "yellow")
         with folder.open(CURVE) as curve:
             pictures.plot_curve(report, curve)
         with folder.open(WORST) as worst:
             misses = pictures.draw_worst(data, report, worst)
+        with folder.open(MATRIX) as matrix:
+            pictures.plot_confusion(counts, class_names(data), matrix)
         folder.write(RECORDS, json.dumps(_records(data, report)).encode())
-        say(console, f"wrote {out / CURVE}, {out / RECORDS} and the worst of {misses} misses, {out / WORST}")
+        files = ", ".join(str(out / name) for name in (CURVE, MATRIX, RECORDS))
+        say(console, f"wrote {files} and the worst of {misses} misses, {out / WORST}")
         if json_file:
             write_atomically(json_file, json.dumps(report.as_json(), indent=1).encode())
     return report
-
-
-def _table(data: AnnotatedImages, report: Report) -> Table:
-    title = cell(f"{data.path.name}: {len(data.entries)} images, {len(data.boxes)} boxes")
-    table = Table(title=title, title_justify="left")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for name, value in report.metrics.items():
-        told = "-" if math.isnan(value) else f"{value:.3f}" if isinstance(value, float) else str(value)
-        table.add_row(cell(name), told)
-    return table
 
 
 def _records(data: AnnotatedImages, report: Report) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from .tiles import Found
 
 IOUS = np.array([0.4, *np.linspace(0.5, 0.95, 10)])  # COCO's ten, and one below for truths that are roughly drawn
 AREAS = ("small", "medium", "large")
+PER_CLASS = ("AP", "AP40", "AP50")  # measured of each class
 
 
 @dataclass
@@ -30,10 +31,10 @@ class Report:
     Attributes:
         metrics: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, AR, ARs, ARm, ARl as COCO defines them, but without a
             limit of detections per image in all but AR1, AR10 and AR100 (NaN where there are no such boxes); AP40, the
-            same at IoU 0.4; AP_<class> of each class if there are several; precision, recall and F1 at IoU 0.5 above
-            ``score_threshold``, the score with the best F1, and ``mean_iou`` of the detections that are right there
-            with their true boxes (NaN if none is); and the numbers of ``images``, ``boxes`` and ``max_detections``, the
-            most in one image.
+            same at IoU 0.4; AP_<class>, AP40_<class> and AP50_<class> of each class if there are several; precision,
+            recall and F1 at IoU 0.5 above ``score_threshold``, the score with the best F1, and ``mean_iou`` of the
+            detections that are right there with their true boxes (NaN if none is); and the numbers of ``images``,
+            ``boxes`` and ``max_detections``, the most in one image.
         curve: recall, precision and score at IoU 0.5 over all detections, best score first, ``[3, N]``.
         found: the detections of each image, by the image's id.
     """
@@ -79,7 +80,11 @@ def evaluate_found(data: AnnotatedImages, found: Mapping[ImageId, Found]) -> Rep
         *(recall[:, :, overall, index] for index in range(3)),
         recall[:, :, overall, -1],
         *(recall[:, :, areas[name], -1] for name in AREAS),
-        *(precision[:, :, index, overall, -1] for index in range(precision.shape[2])),
+        *(
+            part[..., index, overall, -1]
+            for part in (precision, lower, precision[:1])
+            for index in range(len(data.classes))
+        ),
     ]
     names = _names(data)  # without those of the classes if there is one
     scores = {name: _mean(array) for name, array in zip(names, values, strict=False)}
@@ -166,14 +171,19 @@ def _xywh(box: Sequence[float]) -> list[float]:
     return [x1, y1, x2 - x1, y2 - y1]
 
 
+def class_names(data: AnnotatedImages) -> list[str]:
+    """The classes, told by their ids where their names do not do."""
+    often = Counter(data.classes)
+    classes = zip(data.classes, data.category_ids, strict=True)
+    return [name if often[name] == 1 else f"{name} ({number})" for name, number in classes]
+
+
 def _names(data: AnnotatedImages) -> list[str]:
-    """Of the measures that COCO's evaluator gives, in order. A class is told by its id where its name does not do."""
+    """Of the measures that COCO's evaluator gives, in order."""
     names = ["AP", "AP40", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "AR", "ARs", "ARm", "ARl"]
     if len(data.classes) == 1:
         return names
-    often = Counter(data.classes)
-    classes = zip(data.classes, data.category_ids, strict=True)
-    return names + [f"AP_{name}" if often[name] == 1 else f"AP_{name} ({number})" for name, number in classes]
+    return names + [f"{measure}_{name}" for measure in PER_CLASS for name in class_names(data)]
 
 
 def _at_best(

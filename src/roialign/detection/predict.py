@@ -87,7 +87,7 @@ def detect_files(
         found = detect(detector.model, photos, tile=tile, overlap=overlap, batch=batch, tta=tta)
         pairs = ((photos.opened.popleft(), each.above(score)) for each in found)
         for path, group in groupby(pairs, lambda pair: pair[0].path):
-            with _drawing(path, folder) if draw else nullcontext(_not_drawn) as show:
+            with _drawing(path, folder, detector.classes) if draw else nullcontext(_not_drawn) as show:
                 for photo, each in group:
                     show(photo, each)
                     place, note = (None, "") if geojson_file is None else place_of(photo)
@@ -133,14 +133,14 @@ class _Photos:
 
 
 @contextmanager
-def _drawing(path: Path, folder: Folder) -> Iterator[Draw]:
+def _drawing(path: Path, folder: Folder, classes: Sequence[str]) -> Iterator[Draw]:
     """What draws one image, or the frames of one video, into a file of the folder."""
     if not is_video(path):
         with folder.open(folder.pick(path.stem, ".jpg")) as drawing:
-            yield lambda photo, found: pictures.draw_found(photo, found).save(drawing, "JPEG", quality=92)
+            yield lambda photo, found: pictures.draw_found(photo, found, classes).save(drawing, "JPEG", quality=92)
         return
     with folder.stage(folder.pick(path.stem, ".mp4")) as file, Recorder(file) as recorder:
-        yield lambda photo, found: recorder.add(pictures.draw_found(photo, found), photo.time)
+        yield lambda photo, found: recorder.add(pictures.draw_found(photo, found, classes, enlarge=False), photo.time)
 
 
 def _not_drawn(photo: Photo, found: Found) -> None:
