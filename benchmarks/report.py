@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,8 +22,9 @@ from rich.table import Table
 
 from roialign import backends
 
-FLOOR, PLAIN_FLOOR, ROOFLINE = "floor", "plain floor", "roofline"
-FLOORS = (FLOOR, PLAIN_FLOOR, ROOFLINE)  # with huge pages, with pages as PyTorch gets them; of a GPU's memory
+FLOOR, PLAIN_FLOOR, FLOOR_AT_HAND, ROOFLINE = "floor", "plain floor", "floor at hand", "roofline"
+# With fresh huge pages, with fresh pages as PyTorch gets them, with pages that are there already; of a GPU's memory.
+FLOORS = (FLOOR, PLAIN_FLOOR, FLOOR_AT_HAND, ROOFLINE)
 PACKAGES = ("roialign", "torch", "torchvision", "onnxruntime", "openvino", "mmcv")
 
 
@@ -147,10 +149,34 @@ def machine(threads: int, budget: float, device: str = "cpu") -> dict[str, Any]:
         "threads": threads,
         "instruction_set": _instruction_set(),
         "system": f"{platform.system()} {platform.release()}",
+        **memory_facts(),
         "versions": versions,
         "torch_instruction_set": torch.backends.cpu.get_cpu_capability(),
         "seconds_per_workload": budget,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def memory_facts() -> dict[str, str]:
+    """What decides how fast memory is read and how dear fresh pages are, as Linux tells it."""
+
+    def read(path: Path) -> str:
+        try:
+            return path.read_text().strip()
+        except OSError:
+            return "unknown"
+
+    caches = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"))
+    sizes = [
+        f"L{read(each / 'level')} {read(each / 'size')}" for each in caches if read(each / "type") != "Instruction"
+    ]
+    pages = Path("/sys/kernel/mm/transparent_hugepage")
+    chosen = {name: re.sub(r".*\[(.*)\].*", r"\1", read(pages / name)) for name in ("enabled", "defrag")}
+    virtual = "hypervisor" in read(Path("/proc/cpuinfo"))
+    return {
+        "caches": ", ".join(sizes) or "unknown",
+        "huge_pages": f"{chosen['enabled']}, defrag {chosen['defrag']}",
+        "virtual": "yes" if virtual else "not seen",
     }
 
 
@@ -190,7 +216,8 @@ def print_report(report: Report, console: Console) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in report.machine["versions"].items())
     about = "{cpu}, {cores} cores, {threads} threads, {instruction_set}, {date}".format(**report.machine)
     where = "" if report.machine["device"] == "cpu" else f"{report.machine['device']}; "
-    console.print(f"{where}{about}\n{versions}", soft_wrap=True, highlight=False)
+    memory = "caches: {caches}; huge pages: {huge_pages}; virtual machine: {virtual}".format(**report.machine)
+    console.print(f"{where}{about}\n{memory}\n{versions}", soft_wrap=True, highlight=False)
 
 
 def _print_peaks(results: Sequence[Result], names: Sequence[str], console: Console) -> None:

@@ -19,13 +19,14 @@ import roialign.integrations.accelerate as accelerated
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import compare, models, runner
+from benchmarks import compare, floors, models, runner
 from benchmarks.__main__ import app
+from benchmarks.device import CPU
 from benchmarks.directions import DIRECTIONS, Mode, directions_on
 from benchmarks.peer import Peer, Pool
 from benchmarks.peers import OURS, PEERS, Torchvision
 from benchmarks.plot import plot
-from benchmarks.report import FLOOR, PLAIN_FLOOR, Report, Result, Timing, geometric_mean, print_report
+from benchmarks.report import FLOOR, FLOOR_AT_HAND, PLAIN_FLOOR, Report, Result, Timing, geometric_mean, print_report
 from benchmarks.workloads import FAMILY, PYRAMID, SIX, TINY, WORKLOADS, Map, Workload, make_case, select
 
 
@@ -116,7 +117,7 @@ def test_everyone_installed_agrees_with_us(workload: Workload, direction: str, m
         result.refused.pop("torchvision", None)  # it computes positions in float16
         able.discard("torchvision")
     assert not result.refused
-    assert able | {FLOOR, PLAIN_FLOOR} <= set(result.others)
+    assert able | {FLOOR, PLAIN_FLOOR, FLOOR_AT_HAND} <= set(result.others)
     assert all(seconds > 0 for timing in (result.ours, *result.others.values()) for seconds in timing.samples)
 
 
@@ -139,7 +140,7 @@ class Broken(Torchvision):
 def test_a_peer_that_disagrees_or_fails_is_reported_and_not_timed(direction: str) -> None:
     peers: list[Peer] = [Wrong(), Broken(), Torchvision()]
     result = runner.measure(TINY, direction, DIRECTIONS[direction], peers, 1, 0)
-    assert set(result.others) == {"torchvision", FLOOR, PLAIN_FLOOR}
+    assert set(result.others) == {"torchvision", FLOOR, PLAIN_FLOOR, FLOOR_AT_HAND}
     assert result.refused["wrong"].startswith("disagrees: largest difference 1.0e-03")
     assert result.refused["broken"] == "fails: not today"
 
@@ -162,8 +163,8 @@ def test_reused_output_is_the_public_functions_output(workload: Workload) -> Non
 
 
 def test_floor_writes_as_many_bytes_as_the_call() -> None:
-    (pooled,) = runner.floor(TINY, Mode(), huge_pages=True)()
-    (gradient,) = runner.floor(TINY, Mode("backward", torch.float16), huge_pages=False)()
+    (pooled,) = floors.floor(TINY, Mode(), huge_pages=True)()
+    (gradient,) = floors.floor(TINY, Mode("backward", torch.float16), huge_pages=False)()
     assert pooled.nbytes == 4 * 8 * 7 * 7
     assert gradient.nbytes == 2 * 8 * 16 * 16
 
@@ -191,6 +192,24 @@ def test_selection_by_name_and_group() -> None:
         runner.make_plan(peers=["nobody"])
     assert "reference" not in [peer.name for peer in runner.make_plan().peers]
     assert [peer.name for peer in runner.make_plan(peers=["reference"]).peers] == ["reference"]
+
+
+def test_floors_read_and_write_what_a_call_must() -> None:
+    """One value is read and written for each number; at hand means that the same memory is written again."""
+    case = SMALL["fpn_p2"]
+    for part, sizes in (
+        ("forward", [case.pooled()]),
+        ("backward", [case.cells()]),
+        ("step", [case.pooled(), case.cells()]),
+    ):
+        calls = floors.memory_alone(case, Mode(part=part), CPU)
+        assert list(calls) == [FLOOR, PLAIN_FLOOR, FLOOR_AT_HAND]
+        for name, call in calls.items():
+            first, again = call(), call()
+            assert [each.numel() for each in first] == sizes
+            assert all(bool((each == 1).all()) for each in again)
+            same = [one.data_ptr() == two.data_ptr() for one, two in zip(first, again, strict=True)]
+            assert all(same) if name == FLOOR_AT_HAND else not any(same)
 
 
 def test_geometric_mean_by_hand() -> None:
@@ -221,7 +240,8 @@ def test_json_comes_back_as_it_was_and_the_plot_is_one(tmp_path: Path) -> None:
     assert content["results"][0]["milliseconds"] == pytest.approx(
         {"roialign": 1, "torchvision": 8, "our float32": 1.5, FLOOR: 0.5, PLAIN_FLOOR: 0.8}
     )
-    assert {"cpu", "cores", "threads", "instruction_set", "versions", "date"} <= set(content["machine"])
+    facts = {"cpu", "cores", "threads", "instruction_set", "caches", "huge_pages", "virtual", "versions", "date"}
+    assert facts <= set(content["machine"])
     assert content["machine"]["versions"]["torch"]
     plot(report, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import runner
 from benchmarks.directions import DIRECTIONS, Mode
 from benchmarks.peers import OURS, TRITON, Mmcv, Upright
-from benchmarks.report import FLOOR, PLAIN_FLOOR
+from benchmarks.report import FLOOR, FLOOR_AT_HAND, PLAIN_FLOOR
 from benchmarks.workloads import FAMILY, WORKLOADS, Case, Map, make_case
 
 import oracle_gather
@@ -82,7 +82,7 @@ def test_what_is_eased_is_compared_with_ours_on_what_is_left() -> None:
 
     for name in ("rotated", "deformable"):
         result = runner.measure(SMALL[name], "forward", DIRECTIONS["forward"], [Upright(), Uneased()], 1, 0)
-        assert set(result.others) == {"our roi_align", FLOOR, PLAIN_FLOOR}
+        assert set(result.others) == {"our roi_align", FLOOR, PLAIN_FLOOR, FLOOR_AT_HAND}
         assert result.refused["uneased"].startswith("disagrees")
 
 
@@ -99,7 +99,7 @@ def test_mmcv_is_called_in_its_own_convention(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Mmcv, "packages", ())
     result = runner.measure(SMALL["rotated"], "forward", DIRECTIONS["forward"], [Mmcv()], 1, 0)
     assert not result.refused
-    assert set(result.others) == {"mmcv", FLOOR, PLAIN_FLOOR}
+    assert set(result.others) == {"mmcv", FLOOR, PLAIN_FLOOR, FLOOR_AT_HAND}
 
 
 def test_what_our_kernels_on_a_gpu_do_not_serve_is_not_planned_there() -> None:
