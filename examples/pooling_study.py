@@ -51,6 +51,9 @@ class Quiet:
     def step(self, epoch: int, steps: int, losses: dict[str, float], images: int) -> None:
         """Nothing."""
 
+    def skipped(self, fault: str) -> None:
+        """Nothing."""
+
     def epoch(self, history: list[dict[str, float]], report: Report | None) -> None:
         """Nothing."""
 
@@ -77,6 +80,7 @@ def run(pooling: str, seed: int, options: argparse.Namespace, folder: Path) -> d
         epochs=1,  # which goes over the photos so many times: nothing to save in between
         repeat=options.epochs,
         batch=options.batch,
+        augment="aerial",
         crop=options.crop,
         lr=options.lr,
         seed=seed,

@@ -37,6 +37,6 @@ def test_the_command_builds_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_trainer_without_a_crop_is_refused(tmp_path: Path) -> None:
     model = build_detector(2, "mobilenet_v2_fpn", fpn_channels=8, head_channels=8)
-    with pytest.raises(ValueError, match="recipe: got no crop; expected its side in pixels"):
+    with pytest.raises(ValueError, match="recipe: got no crop or augmentation; expected"):
         Trainer(model, AnnotatedImages(TRAIN), None, Recipe(), tmp_path / "out")
     assert not (tmp_path / "out").exists()

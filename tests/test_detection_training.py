@@ -25,7 +25,8 @@ from roialign.detection import build_detector, recipe
 from roialign.detection.checkpoint import load_detector
 from roialign.detection.datasets import AnnotatedImages
 from roialign.detection.images import Photo
-from roialign.detection.training import LOSSES, SeededSampler, _best
+from roialign.detection.sampling import SeededSampler
+from roialign.detection.training import LOSSES, _best
 from roialign.outputs import Folder
 from roialign.samples import PHOTO_FILE, TRAIN
 
@@ -137,6 +138,10 @@ def test_a_damaged_command_is_one_line(tmp_path: Path) -> None:
         "weights": None,
         "classes": None,
         "columns": None,
+        "augment": None,
+        "freeze_backbone": False,
+        "device": None,
+        "tracker": None,
         "backbone": "mobilenet_v2",
         "pooling": "roi_align",
         "precision": "no",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-from roialign.detection import views
 from roialign.detection.datasets import AnnotatedImages, Entry
 from roialign.detection.images import FILL, Photo
-from roialign.detection.views import EpochBatches, TrainingViews, View, augment
+from roialign.detection.views import PROFILES, EpochBatches, TrainingViews, View, appearance, augment, augmentation
 from roialign.samples import TRAIN
 
+AERIAL = PROFILES["aerial"]
 Take = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
 
 
@@ -55,13 +56,13 @@ def test_a_seed_is_the_same_in_every_version() -> None:
 def test_a_view_is_the_same_whenever_it_is_asked_for() -> None:
     data = AnnotatedImages(TRAIN)
     views = [view for step in EpochBatches(data.entries, 256, 2, 4, 0) for view in step]
-    first = [TrainingViews(data, 64, 0)[view] for view in views]
+    first = [TrainingViews(data, 64, 0, AERIAL)[view] for view in views]
     torch.manual_seed(99)
     for sample, view in zip(reversed(first), reversed(views), strict=True):
-        again = TrainingViews(data, 64, 0)[view]
+        again = TrainingViews(data, 64, 0, AERIAL)[view]
         assert torch.equal(sample.image, again.image)
         assert torch.equal(sample.target["boxes"], again.target["boxes"])
-    assert not torch.equal(first[0].image, TrainingViews(data, 64, 1)[views[0]].image)
+    assert not torch.equal(first[0].image, TrainingViews(data, 64, 1, AERIAL)[views[0]].image)
 
 
 def test_boxes_follow_their_pixels_through_every_augmentation(tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_boxes_follow_their_pixels_through_every_augmentation(tmp_path: Path) ->
     shapes, kept = set(), 0
     for size in (64, 256):  # smaller and larger than the photo
         for _ in range(40):
-            image, got, labelled = augment(photo, entry, size)
+            image, got, labelled = augment(photo, entry, size, AERIAL)
             assert image.shape == (3, size, size)
             bright = (image.mean(0) > 0.5 * (image.mean(0).max() + image.mean(0).min())).float()
             if size > 150:  # grey lies around the photo
@@ -94,15 +95,15 @@ def test_boxes_follow_their_pixels_through_every_augmentation(tmp_path: Path) ->
 
 
 @pytest.fixture
-def take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Take:
+def take(tmp_path: Path) -> Take:
     """A view of ``[3, H, W]`` uint8 pixels with boxes, labelled by their index; neither turned nor recoloured."""
-    monkeypatch.setattr(views, "_APPEARANCE", lambda image, boxes: (image, boxes))
+    how = AERIAL._replace(colour=0, mirror=False, turn=False)
 
     def view(pixels: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
         Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(tmp_path / "photo.png")
         none, labels = (torch.empty(0, 4), torch.empty(0), torch.empty(len(boxes))), torch.arange(len(boxes))
         entry = Entry(0, tmp_path / "photo.png", pixels.shape[2], pixels.shape[1], boxes, labels, *none, "", 0)
-        return augment(Photo(entry.file), entry, size)
+        return augment(Photo(entry.file), entry, size, how)
 
     return view
 
@@ -192,7 +193,7 @@ def test_a_photo_is_laid_down_in_all_eight_ways() -> None:
     found = Counter[tuple[int, ...]]()
     for _ in range(400):
         box = tv_tensors.BoundingBoxes([[1, 2, 5, 9]], format="XYXY", canvas_size=(16, 16), dtype=torch.float32)
-        _, box = views._APPEARANCE(torch.zeros(3, 16, 16, dtype=torch.uint8), box)
+        _, box = appearance(AERIAL)(torch.zeros(3, 16, 16, dtype=torch.uint8), box)
         found[tuple(round(float(edge), 4) for edge in box[0])] += 1
     one = {(x, y, x + 4, y + 7) for x in (1, 11) for y in (2, 7)}
     assert set(found) == one | {(y1, x1, y2, x2) for x1, y1, x2, y2 in one}
@@ -208,13 +209,13 @@ def test_colours_stay_within_their_bounds_and_reach_them() -> None:
     none = tv_tensors.BoundingBoxes(torch.empty(0, 4), format="XYXY", canvas_size=(24, 24))
     brightness, contrast, centre, chroma = [], [], [], []
     for _ in range(400):
-        grey = views._APPEARANCE(step, none)[0].float().mean(0)
+        grey = appearance(AERIAL)(step, none)[0].float().mean(0)
         least, most = float(grey.min()), float(grey.max())
         brightness.append((least + most) / 256)
         contrast.append((most - least) / (most + least) / (64 / 256))
         jumps = [float(grey.diff(dim=dim).abs().max()) for dim in (0, 1)]
         centre.append(max(jumps) / (most - least))  # the weight of a blur's centre: a step's differences are the kernel
-        colour = views._APPEARANCE(flat, none)[0][:, 12, 12].float()
+        colour = appearance(AERIAL)(flat, none)[0][:, 12, 12].float()
         chroma.append(float((colour.max() - colour.min()) / colour.mean()) / 0.5)
     for values in (brightness, contrast):
         assert 0.62 < min(values) < 0.69  # pixels are rounded
@@ -229,3 +230,77 @@ def test_colours_stay_within_their_bounds_and_reach_them() -> None:
     gauss = 1 / (1 + 2 * math.exp(-0.5 / 1.2**2) + 2 * math.exp(-2 / 1.2**2))  # the weight at the strongest
     assert min(blurred) == pytest.approx(gauss, abs=0.04)
     assert sum(value > 0.5 for value in blurred) > 10  # some are weak
+
+
+def test_upright_views_are_mirrored_only_and_of_less_zoom(tmp_path: Path) -> None:
+    """Brightness rises downwards: it does so in every view. Of none nothing changes but the place."""
+    rows = torch.arange(120, dtype=torch.uint8).mul(2)[None, :, None].expand(3, 120, 100).contiguous()
+    rows[0, :, 50:] = 255  # red on the right
+    Image.fromarray(rows.permute(1, 2, 0).numpy()).save(tmp_path / "rows.png")
+    none = torch.empty(0, 4), torch.empty(0), torch.empty(0)
+    entry = Entry(
+        0,
+        tmp_path / "rows.png",
+        100,
+        120,
+        torch.tensor([[30.0, 40.0, 70.0, 80.0]]),
+        torch.ones(1),
+        *none[:2],
+        none[2],
+        "",
+        0,
+    )
+    photo = Photo(entry.file)
+    torch.manual_seed(0)
+    mirrored, sides = set(), []
+    for _ in range(60):
+        image, boxes, _ = augment(photo, entry, 96, augmentation("upright", colour=0))
+        grey = image[1:].mean(0).mean(1)  # of each row; the border's colour is one
+        inside = grey.diff()[4:-4]
+        assert float(inside.sum()) > 0
+        left, right = (float(part.mean()) for part in image[0].chunk(2, dim=1))
+        mirrored.add(left > right)
+        if len(boxes) and boxes[0, 1] > 0 and boxes[0, 3] < 96:
+            sides.append(float(boxes[0, 3] - boxes[0, 1]) / 40)
+    assert mirrored == {True, False}
+    assert 1 / 1.5 - 1e-5 <= min(sides) < 0.75 < 1.3 < max(sides) <= 1.5 + 1e-5
+    plain, boxes, _ = augment(photo, entry, 150, augmentation("none"))  # around the photo
+    (y, x) = (int(v) for v in ((plain[1:].mean(0) - 0.43).abs() > 0.05).nonzero()[0])  # its first dark pixel
+    torch.testing.assert_close(plain[:, y : y + 120, x : x + 100].mul(255).round().to(torch.uint8), rows)
+    moved = torch.tensor([[30.0 + x, 40 + y, 70 + x, 80 + y]])
+    torch.testing.assert_close(boxes, moved, atol=0.5, rtol=0)  # pixels are whole
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("Aerial",), "augment: got 'Aerial'; expected one of aerial, upright, none"),
+        (("none", 0.5), "zoom: got 0.5; expected a finite number of at least 1"),
+        (("none", math.inf), "zoom: got inf"),
+        (("none", math.nan), "zoom: got nan"),
+        (("aerial", 2.0, -0.1), "colour: got -0.1; expected a number from 0 to 1"),
+        (("aerial", None, math.nan), "colour: got nan"),
+    ],
+)
+def test_what_is_no_augmentation(arguments: tuple[str, float, float], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        augmentation(*arguments)
+
+
+def test_given_ranges_take_the_place_of_a_profiles() -> None:
+    assert augmentation("aerial", 3.0) == PROFILES["aerial"]._replace(zoom=3)
+    assert augmentation("none", colour=0.2) == PROFILES["none"]._replace(colour=0.2)
+
+
+def test_a_damaged_image_is_a_sample_without_anything(tmp_path: Path) -> None:
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    none = torch.empty(0, 4), torch.empty(0), torch.empty(0)
+    entry = Entry(
+        0, tmp_path / "torn.png", 64, 64, torch.tensor([[1.0, 1, 9, 9]]), torch.ones(1), *none[:2], none[2], "", 0
+    )
+    data = AnnotatedImages(TRAIN)
+    data.entries = [entry]
+    sample = TrainingViews(data, 64, 0, AERIAL)[View(0, 0, 0)]
+    assert "torn.png" in sample.fault
+    assert not sample.view.counts
+    assert len(sample.target["boxes"]) == 0

@@ -31,6 +31,7 @@ Batch = Annotated[int, typer.Option(min=1, help="Tiles at once.")]
 Tta = Annotated[
     bool, typer.Option("--tta", help="Look at each tile in five ways and let the boxes vote: better, and slower.")
 ]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Default: what the machine has.")]
 Weights = Annotated[Path | None, typer.Option(help="The detector. Default: the tree crown detector of the package.")]
 
 
@@ -74,12 +75,18 @@ def train(
 
     sources = {name: context.get_parameter_source(name) for name in OPTIONS}
     given = {name: getattr(recipe, name) for name, source in sources.items() if source and source.name != "DEFAULT"}
+    from ..detection.interruption import InterruptedTrainingError
+
     with _plain_errors("train"):
         # Where nothing was started yet, --resume with a data set starts it: a job that may be killed at any time needs
         # one command only.
         if resume and ("annotations" not in given or (out / RECIPE).exists()):
             recipe = resumed(out, given)
-        train(recipe, out, make_console(), resume=resume)
+        try:
+            train(recipe, out, make_console(), resume=resume)
+        except InterruptedTrainingError as stop:
+            typer.echo(shown(f"roialign train: {stop}"), err=True)
+            sys.exit(130)  # as whoever ends of SIGINT
 
 
 @commands.command()
@@ -98,6 +105,7 @@ def evaluate(
     overlap: Overlap = None,
     batch: Batch = 1,
     tta: Tta = False,
+    device: Device = None,
 ) -> None:
     """Judge a detector by COCO's measures."""
     from ..detection.commands import evaluate
@@ -117,6 +125,7 @@ def evaluate(
             overlap=overlap,
             batch=batch,
             tta=tta,
+            device=device,
         )
 
 
@@ -155,6 +164,7 @@ def detect(
     overlap: Overlap = None,
     batch: Batch = 1,
     tta: Tta = False,
+    device: Device = None,
 ) -> None:
     """Detect in images of any size and in videos, and draw the boxes. Exits with 1 if an image could not be read."""
     from ..detection.predict import detect_files
@@ -170,6 +180,7 @@ def detect(
             overlap=overlap,
             batch=batch,
             tta=tta,
+            device=device,
             draw=draw,
             table_file=csv,
             geojson_file=geojson,

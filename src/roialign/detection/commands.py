@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import shlex
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,19 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from ..outputs import Folder, check_files, write_atomically
-from ..terminal import say
+from ..terminal import say, shown
 from . import pictures
 from .checkpoint import default_checkpoint
 from .confusion import confusion
 from .datasets import AnnotatedImages, open_photo
-from .detector import load, processes
+from .detector import load
+from .devices import processes
 from .evaluation import Report, class_names, evaluate_found
 from .inputs import fit_to_model, judged_data, training_data
+from .interruption import InterruptedTrainingError, Wish
 from .model import build_detector
 from .predict import RECORDS, progress_bar
 from .recipe import RECIPE, Recipe, pack
@@ -64,11 +69,14 @@ def train(recipe: Recipe, out: Path, console: Console, *, resume: bool = False) 
         A row of losses and AP per epoch.
 
     Raises:
+        InterruptedTrainingError: somebody wished it, by Ctrl-C or SIGTERM; the state is saved.
         FileExistsError: there is a training in ``out`` and it shall not be resumed, another process writes there, or a
             file is in the way that no run of ours has left.
         ValueError: nothing to learn from, or data, weights or the state to go on from do not fit.
     """
-    data, held = training_data(recipe)
+    main = processes(recipe.device).is_main_process
+    with _reading(console, recipe.annotations) if main else nullcontext():
+        data, held = training_data(recipe)
     if not len(data.boxes):
         raise ValueError(f"{data.path}: no boxes to learn from")
     blind = held is not None and not len(held.boxes)
@@ -83,14 +91,21 @@ def train(recipe: Recipe, out: Path, console: Console, *, resume: bool = False) 
     crop = recipe.crop or usual
     if not resume and (out / STATE).exists():
         raise FileExistsError(f"{out}: has a training already; continue it with --resume or name another folder")
-    main = processes().is_main_process
     with Folder(out, writes=main) as folder:
         if main:
             folder.protect([*data.files, *(held.files if held else ()), recipe.weights])
             folder.claim(RECIPE, SHEET, LOG, PLOT)
         start = _start(recipe, console if main else None)
+        complete = replace(recipe, scale=scale, crop=crop, augment=_profile(recipe))
         # Small crops learn fast, large tiles detect fast.
-        trainer = _trainer(data, held, replace(recipe, scale=scale, crop=crop), folder, start, max(crop, usual))
+        trainer = _trainer(
+            data,
+            held,
+            complete,
+            folder,
+            start,
+            max(crop, usual),
+        )
         done = trainer.resume() if resume else 0
         if main:
             folder.write(RECIPE, packed)
@@ -100,10 +115,20 @@ def train(recipe: Recipe, out: Path, console: Console, *, resume: bool = False) 
         parts = (TextColumn(columns[0]), BarColumn(12), TextColumn(columns[1]), TimeRemainingColumn())
         with Progress(*parts, console=console, disable=not main) as progress:
             display = _Display(progress, trainer, done)
-            history = trainer.run(display)
+            with Wish(lambda line: say(console, line, "yellow")) as wish:
+                try:
+                    history = trainer.run(display, wish)
+                except InterruptedTrainingError as stop:
+                    again = shlex.join(["roialign", "train", "--resume", "--out", str(out)])
+                    raise InterruptedTrainingError(f"{stop}; go on with: {again}") from None
         if main:
             say(console, f"wrote {out / BEST}" if display.wrote else "nothing to do")
     return history
+
+
+def _reading(console: Console, annotations: Path | None) -> AbstractContextManager[object]:
+    """Something moves while the annotations are read, which takes seconds if there are hundreds of thousands."""
+    return nullcontext() if annotations is None else console.status(Text(shown(f"reading {annotations}")))
 
 
 def _announce(console: Console, trainer: Trainer, done: int, notes: list[str], blind: bool) -> None:
@@ -115,12 +140,20 @@ def _announce(console: Console, trainer: Trainer, done: int, notes: list[str], b
         f"{len(data.entries)} images, {len(data.boxes)} boxes, {judged}; {len(trainer.batches)} steps an epoch on "
         f"{trainer.accelerator.num_processes} x {trainer.device.type}; the model sees {trainer.folder.path / SHEET}",
     )
+    if trainer.recipe.augment == "upright":
+        say(console, "views are mirrored but not turned; for photos from above: --augment aerial")
     for note in (*data.notes, *notes):
         say(console, note, "yellow")
     if blind:
         say(console, "no boxes in the images to judge by: no epoch is judged and the last is kept", "yellow")
-    if done:
-        say(console, f"{done} of {trainer.recipe.epochs} epochs were done")
+    if done or trainer.batches.done:
+        steps = f", {trainer.batches.done} steps of the next" if trainer.batches.done else ""
+        say(console, f"{done} of {trainer.recipe.epochs} epochs were done{steps}")
+
+
+def _profile(recipe: Recipe) -> str:
+    """How views differ: of a scene that may have an upright nothing is turned, unless the user says so."""
+    return recipe.augment or ("aerial" if recipe.annotations is None else "upright")
 
 
 def _scale(data: AnnotatedImages) -> float:
@@ -160,6 +193,8 @@ def _start(recipe: Recipe, console: Console | None) -> str | None:
         ours = None
     if ours is not None and recipe.backbone == "mobilenet_v2_fpn":
         return str(ours)
+    if recipe.freeze_backbone:
+        raise ValueError(f"freeze-backbone: {recipe.backbone} has no weights yet that could stay; name some: --weights")
     if console:
         say(console, f"no --weights: {recipe.backbone} starts from random ones, which takes long", "yellow")
     return None
@@ -170,9 +205,10 @@ def _draw_sheet(trainer: Trainer) -> None:
     data, crop, recipe = trainer.data, trainer.crop, trainer.recipe
     batches = EpochBatches(data.entries, crop, 1, recipe.repeat, recipe.seed)
     views = [view for (view,), _ in zip(batches, range(12), strict=False)]
-    dataset = TrainingViews(data, crop, recipe.seed)
+    dataset = TrainingViews(data, crop, recipe.seed, trainer.how)
+    samples = [sample for sample in map(dataset.__getitem__, views) if not sample.fault]
     with trainer.folder.open(SHEET) as sheet:
-        pictures.draw_views([dataset[view] for view in views], data.classes, sheet)
+        pictures.draw_views(samples, data.classes, sheet)
 
 
 class _Display:
@@ -182,13 +218,17 @@ class _Display:
         self.progress, self.folder, self.epochs = progress, trainer.folder, trainer.recipe.epochs
         self.wrote = False
         steps = len(trainer.batches)
-        self.task = progress.add_task("train", total=self.epochs * steps, completed=done * steps, epoch="", text="")
+        completed = done * steps + trainer.batches.done
+        self.task = progress.add_task("train", total=self.epochs * steps, completed=completed, epoch="", text="")
 
     def step(self, epoch: int, steps: int, losses: dict[str, float], images: int) -> None:
         speed = (self.progress.tasks[0].speed or 0) * images
         parts = " ".join(f"{SHORT[name]} {value:.3f}" for name, value in losses.items())
         text = f"{parts}  {speed:.1f} img/s"
         self.progress.update(self.task, advance=1, epoch=f"{epoch + 1}/{self.epochs}", text=text)
+
+    def skipped(self, fault: str) -> None:
+        say(self.progress.console, f"left out: {fault}", "red")
 
     def epoch(self, history: list[dict[str, float]], report: Report | None) -> None:
         text = io.StringIO()
@@ -220,6 +260,7 @@ def evaluate(
     overlap: int | None = None,
     batch: int = 1,
     tta: bool = False,
+    device: str | None = None,
 ) -> Report:
     """Judge a detector on a data set: tables, and in ``out`` three pictures and all detections.
 
@@ -236,13 +277,15 @@ def evaluate(
         part: ``"train"``, ``"val"`` or ``"test"``; None: ``"val"`` where there are parts.
         classes, columns: as ``--classes`` and ``--columns``.
         tile, overlap, batch, tta: as in :func:`roialign.detection.detect`.
+        device: as in :class:`roialign.detection.Detector`.
 
     Raises:
         ValueError: the detector knows other classes.
         FileExistsError: a file is in the way that no run of ours has left.
     """
-    data = judged_data(annotations, images, part, classes, columns)
-    model = load(weights)
+    with _reading(console, annotations):
+        data = judged_data(annotations, images, part, classes, columns)
+    model = load(weights, device)
     data = fit_to_model(data, model)
     inputs = [*data.files, weights, *(entry.file for entry in data.entries)]
     check_files([json_file, *(out / name for name in (CURVE, WORST, MATRIX, RECORDS))], inputs)

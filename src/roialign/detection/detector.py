@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from accelerate import PartialState
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
 from .checkpoint import load_detector
+from .devices import processes
 from .images import Photo
 from .model import memory_format
 from .tiles import detect
@@ -33,9 +32,10 @@ class Detector:
     Args:
         weights: what ``roialign train`` or :func:`save_detector` wrote; None: the tree crown detector that the package
             ships.
+        device: cpu, cuda, cuda:1, ...; None: the machine's accelerator, if it has one.
 
     Attributes:
-        model: torchvision's ``FasterRCNN`` in evaluation mode, on the device that Accelerate chooses.
+        model: torchvision's ``FasterRCNN`` in evaluation mode, on that device.
         classes: the names of its classes, from label 1.
         category_ids: their ids in the data set that it learned from.
         score: the least score of a box that is reported, unless another is asked for: that of the best F1 when the
@@ -43,7 +43,7 @@ class Detector:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no detector's.
+        ValueError: the file is no detector's, or there is no such device.
 
     Example:
         >>> from roialign.detection import Detector
@@ -53,8 +53,8 @@ class Detector:
         (4, {'tree'})
     """
 
-    def __init__(self, weights: str | Path | None = None) -> None:
-        self.model = load(weights)
+    def __init__(self, weights: str | Path | None = None, device: str | None = None) -> None:
+        self.model = load(weights, device)
         card = self.model.card
         count = self.model.description["num_classes"] - 1
         self.classes: list[str] = card.get("classes", [str(label) for label in range(1, count + 1)])
@@ -85,12 +85,7 @@ class Detector:
         return Detections(boxes, scores, labels, [self.classes[label - 1] for label in labels.tolist()])
 
 
-def load(weights: str | Path | None) -> FasterRCNN:
-    """The detector of a file, or the package's, on the device that Accelerate chooses."""
-    device = processes().device
-    return load_detector(weights).to(device, memory_format=memory_format(device))
-
-
-def processes() -> PartialState:
-    """Those that Accelerate or torchrun started, and the device of this one."""
-    return PartialState(cpu=not torch.accelerator.is_available())
+def load(weights: str | Path | None, device: str | None = None) -> FasterRCNN:
+    """The detector of a file, or the package's, on a device, or on that which Accelerate chooses."""
+    place = processes(device).device
+    return load_detector(weights).to(place, memory_format=memory_format(place))

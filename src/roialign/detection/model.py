@@ -204,6 +204,11 @@ def memory_format(device: torch.device) -> torch.memory_format:
     return torch.channels_last if device.type == "cpu" else torch.preserve_format
 
 
+def backbone_of(model: FasterRCNN) -> nn.Module:
+    """What a detector shares with a classifier, without the pyramid on it."""
+    return cast(nn.Module, getattr(model.backbone, "body", model.backbone))
+
+
 def _sides(boxes: Tensor) -> Tensor:
     if boxes.dim() != 2 or boxes.shape[1] != 4 or not len(boxes):
         raise ValueError(f"boxes: got shape {tuple(boxes.shape)}; expected [N, 4] with N > 0")

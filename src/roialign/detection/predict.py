@@ -39,6 +39,7 @@ def detect_files(
     overlap: int | None = None,
     batch: int = 1,
     tta: bool = False,
+    device: str | None = None,
     draw: bool = True,
     table_file: Path | None = None,
     geojson_file: Path | None = None,
@@ -56,6 +57,7 @@ def detect_files(
         weights: the detector's file; None: the one that the package ships.
         score: the least score of a box; None: what suits the detector by its card, or 0.5.
         tile, overlap, batch, tta: as in :func:`roialign.detection.detect`.
+        device: as in :class:`roialign.detection.Detector`.
         draw: draw the images with their boxes.
         table_file: where to write all boxes as a CSV, too.
         geojson_file: where to write all boxes as GeoJSON, too.
@@ -68,7 +70,7 @@ def detect_files(
             write is read.
         ModuleNotFoundError: a video without PyAV, or a georeferenced image for GeoJSON without rasterio.
     """
-    detector = Detector(weights)
+    detector = Detector(weights, device)
     score = detector.score if score is None else score
     categories = [Category(*each) for each in zip(detector.category_ids, detector.classes, strict=True)]
     files = find_images(patterns or [HELDOUT.parent / "YELL_lower.jpg"])

@@ -53,14 +53,47 @@ class Recipe:
     pooling: Annotated[str, typer.Option(help="roi_align, roi_align_max, prroi_pool or roi_pool.")] = "roi_align"
     epochs: Annotated[int, typer.Option(min=1), FREE] = 30
     batch: Annotated[int, typer.Option(min=1, help="Crops per process and step.")] = 4
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Parts of a batch, taken one after the other: less memory, one step.")
+    ] = 1
     repeat: Annotated[int, typer.Option(min=1, help="Times an epoch goes over the images.")] = 1
     lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 5e-4
     scale: Annotated[float | None, typer.Option(help="Enlarge images for the network. Default: by the boxes.")] = None
     crop: Annotated[int | None, typer.Option(min=64, help="Side of a crop in pixels. Default: by the scale.")] = None
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="aerial (all eight ways to lay a photo down), upright (mirrored only, less zoom) or none. "
+            "Default: upright, and aerial for the package's tree crowns."
+        ),
+    ] = None
+    zoom: Annotated[
+        float | None,
+        typer.Option(min=1, help="Enlarge or reduce crops by up to so much. Default: --augment's."),
+    ] = None
+    colour: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="By how much brightness, contrast, saturation change. Default: --augment's."),
+    ] = None
     patience: Annotated[
         int, typer.Option(min=0, help="Stop after so many epochs without a better AP50. 0: never."), FREE
     ] = 0
+    freeze_backbone: Annotated[
+        bool, typer.Option("--freeze-backbone", help="Leave the backbone as it is; the pyramid and the heads learn.")
+    ] = False
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no"
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Default: what the machine has."), FREE
+    ] = None
+    save_minutes: Annotated[
+        float, typer.Option(min=0, help="Save the state every so many minutes, not at an epoch's end only."), FREE
+    ] = 10
+    damaged: Annotated[
+        int, typer.Option(min=0, help="Go on without images that cannot be decoded, up to so many."), FREE
+    ] = 10
+    tracker: Annotated[
+        str | None, typer.Option(help="tensorboard, wandb, mlflow, ...: whom Accelerate shall tell, too."), FREE
+    ] = None
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare crops."), FREE] = 0
     seed: Annotated[int, typer.Option(min=0)] = 0
     weight_decay: float = 1e-2  # AdamW's

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,20 +17,43 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from .datasets import AnnotatedImages, Entry, open_photo
-from .images import FILL, Photo
+from .images import FILL, DamagedImageError, Photo
 
-ZOOM = 2.2  # the most that a crop is enlarged or made smaller
 VISIBLE = 0.4  # the least part of a box that must lie within a crop to be kept
 
-# Seen from above nothing has an upright: two mirrors and a quarter turn make all eight ways to lay a photo down.
-_APPEARANCE = v2.Compose([
-    v2.RandomHorizontalFlip(),
-    v2.RandomVerticalFlip(),
-    v2.RandomApply([v2.RandomRotation((90, 90))]),
-    v2.RandomApply([v2.ColorJitter(brightness=0.35, contrast=0.35, saturation=0.35, hue=0.06)], p=0.8),
-    v2.RandomApply([v2.GaussianBlur(5, (0.1, 1.2))], p=0.2),
-    v2.RandomGrayscale(p=0.05),
-])  # fmt: skip
+
+class Augmentation(NamedTuple):
+    """What of an image may change from view to view."""
+
+    zoom: float  # the most that a crop is enlarged or made smaller, 1 or more
+    colour: float  # by how much brightness, contrast and saturation go up or down, 0 to 1; 0: no change of appearance
+    mirror: bool  # left and right
+    turn: bool  # upside down and by a quarter
+
+
+# Seen from above nothing has an upright, and how large it is hangs on who flew; a street has both.
+PROFILES = {
+    "aerial": Augmentation(zoom=2.2, colour=0.35, mirror=True, turn=True),
+    "upright": Augmentation(zoom=1.5, colour=0.35, mirror=True, turn=False),
+    "none": Augmentation(zoom=1, colour=0, mirror=False, turn=False),
+}
+
+
+def augmentation(profile: str, zoom: float | None = None, colour: float | None = None) -> Augmentation:
+    """A profile, of which some ranges may be given.
+
+    Raises:
+        ValueError: there is no such profile, or a range is none.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"augment: got {profile!r}; expected one of {', '.join(PROFILES)}")
+    how = PROFILES[profile]
+    how = how._replace(zoom=how.zoom if zoom is None else zoom, colour=how.colour if colour is None else colour)
+    if not 1 <= how.zoom < math.inf:
+        raise ValueError(f"zoom: got {how.zoom}; expected a finite number of at least 1")
+    if not 0 <= how.colour <= 1:
+        raise ValueError(f"colour: got {how.colour}; expected a number from 0 to 1")
+    return how
 
 
 class View(NamedTuple):
@@ -69,7 +92,7 @@ class EpochBatches(Sampler[list[View]]):
     ) -> None:
         self.turns = [repeat * max(1, round(entry.width * entry.height / crop**2)) for entry in entries]
         self.batch, self.seed, self.rank, self.processes = batch, seed, rank, processes
-        self.epoch = 0
+        self.epoch, self.done = 0, 0  # done: steps of this epoch that were taken before
 
     def __len__(self) -> int:
         return math.ceil(sum(self.turns) / (self.batch * self.processes))
@@ -79,7 +102,7 @@ class EpochBatches(Sampler[list[View]]):
         generator = torch.Generator().manual_seed(View(self.epoch, -1, -1).seed(self.seed))
         order = torch.randperm(len(views), generator=generator).tolist()
         together = self.batch * self.processes
-        for start in range(0, len(order), together):
+        for start in range(self.done * together, len(order), together):
             step = [views[place] for place in order[start : start + together]]
             yield step[self.rank :: self.processes] or [step[0]._replace(counts=False)]
 
@@ -91,40 +114,48 @@ class Sample(NamedTuple):
     file: Path
     image: Tensor  # [3, crop, crop] float32 in [0, 1]
     target: dict[str, Tensor]  # boxes [N, 4], labels [N]
+    fault: str = ""  # why there is nothing to see: the file is damaged
 
 
 class TrainingViews(Dataset[Sample]):
     """Views of a data set's images, augmented."""
 
-    def __init__(self, data: AnnotatedImages, crop: int, seed: int) -> None:
-        self.data, self.crop, self.seed = data, crop, seed
+    def __init__(self, data: AnnotatedImages, crop: int, seed: int, how: Augmentation) -> None:
+        self.data, self.crop, self.seed, self.how = data, crop, seed, how
 
     def __getitem__(self, view: View) -> Sample:
         """The view, the same whenever and in whichever process it is asked for."""
         entry = self.data.entries[view.image]
+        try:
+            photo = _remembered(entry.file, entry.width, entry.height)
+        except DamagedImageError as error:
+            nothing = {"boxes": torch.empty(0, 4), "labels": torch.empty(0, dtype=torch.int64)}
+            blank = torch.zeros(3, self.crop, self.crop)
+            return Sample(view._replace(counts=False), entry.file, blank, nothing, str(error))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(view.seed(self.seed))
-            image, boxes, labels = augment(_remembered(entry.file, entry.width, entry.height), entry, self.crop)
+            image, boxes, labels = augment(photo, entry, self.crop, self.how)
         return Sample(view, entry.file, image, {"boxes": boxes, "labels": labels})
 
 
 _remembered = lru_cache(maxsize=16)(open_photo)  # a small data set stays decoded
 
 
-def augment(photo: Photo, entry: Entry, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def augment(photo: Photo, entry: Entry, size: int, how: Augmentation) -> tuple[Tensor, Tensor, Tensor]:
     """One random view, by PyTorch's global generator.
 
     Args:
         photo: the image.
         entry: its boxes and labels.
         size: of the view, in pixels.
+        how: what may change.
 
     Returns:
         image: ``[3, size, size]`` float32 in [0, 1]; the networks' mean colour where the image does not reach.
         boxes: ``[N, 4]`` float32.
         labels: ``[N]`` int64.
     """
-    zoom = math.exp((2 * float(torch.rand(())) - 1) * math.log(ZOOM))
+    zoom = math.exp((2 * float(torch.rand(())) - 1) * math.log(how.zoom))
     side = size / zoom
     x, y = _corner(photo.width, side), _corner(photo.height, side)
     canvas = Image.new("RGB", (size, size), FILL)
@@ -141,8 +172,21 @@ def augment(photo: Photo, entry: Entry, size: int) -> tuple[Tensor, Tensor, Tens
     area, seen = (((b[:, 2:] - b[:, :2]).prod(1)) for b in (moved, cut))
     keep = (seen >= VISIBLE * area) & ((cut[:, 2:] - cut[:, :2]).amin(1) >= 2)
     boxes = tv_tensors.BoundingBoxes(cut[keep], format="XYXY", canvas_size=(size, size))
-    image, boxes = _APPEARANCE(v2.functional.pil_to_tensor(canvas), boxes)
+    image, boxes = appearance(how)(v2.functional.pil_to_tensor(canvas), boxes)
     return image.float() / 255, boxes.as_subclass(Tensor), entry.labels[keep]
+
+
+@cache
+def appearance(how: Augmentation) -> v2.Compose:
+    """What happens to the pixels of a crop, and to its boxes with them."""
+    steps: list[torch.nn.Module] = [v2.RandomHorizontalFlip()] if how.mirror else []
+    if how.turn:  # with the mirror, all eight ways to lay a photo down
+        steps += [v2.RandomVerticalFlip(), v2.RandomApply([v2.RandomRotation((90, 90))])]
+    if how.colour:
+        jitter = v2.ColorJitter(how.colour, how.colour, how.colour, hue=how.colour * 0.06 / 0.35)
+        steps += [v2.RandomApply([jitter], p=0.8), v2.RandomApply([v2.GaussianBlur(5, (0.1, 1.2))], p=0.2)]
+        steps += [v2.RandomGrayscale(p=0.05)]
+    return v2.Compose(steps or [v2.Identity()])
 
 
 def _corner(length: int, side: float) -> float:
