@@ -61,6 +61,7 @@ wheels: # for Linux, x86-64 and aarch64, in dist/
 
 release-check: wheels .venv/ready # all of a release but the publishing
 	packaging/release-check
+	packaging/try-wheel
 
 .venv/demo: pyproject.toml Makefile | $(BIN)/python
 	$(INSTALL) '.[detection]'
