@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
 
 from roialign.detection import Found, detect
 from roialign.detection.datasets import AnnotatedImages, open_photo
@@ -162,6 +163,39 @@ def test_tiles_find_what_the_whole_image_shows(tmp_path: Path, tile: int, batch:
     assert (found.scores.diff() <= 0).all()
 
 
+class Components(Finder):
+    """Finds all that is brighter than a half and hangs together; the more of it, the surer."""
+
+    def _find(self, grey: Tensor) -> dict[str, Tensor]:
+        bright = (grey > 127).float()
+        own = torch.arange(1.0, 1 + bright.numel()).reshape(bright.shape) * bright
+        while not torch.equal(own, spread := max_pool2d(own[None], 3, 1, 1)[0] * bright):
+            own = spread
+        return super()._find(own)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_large_objects_are_reported_once_and_whole(tmp_path: Path, batch: int) -> None:
+    """Small ones as ever; large ones to a pixel of the smaller image that showed them."""
+    small = [[5.0, 10, 35, 30], [100, 20, 120, 40], [400, 20, 430, 30], [460, 200, 490, 240], [20, 380, 30, 390]]
+    large = [[30.0, 50, 330, 250], [340, 260, 440, 400]]  # one that fills tiles, one in parts of four
+    canvas = np.zeros((420, 500), np.uint8)
+    for x1, y1, x2, y2 in (map(int, box) for box in small + large):
+        canvas[y1:y2, x1:x2] = 255
+    Image.fromarray(canvas).save(tmp_path / "scene.png")
+
+    def found(large: bool) -> Tensor:
+        photos = [Photo(tmp_path / "scene.png")]
+        (each,) = detect(Components(), photos, tile=120, overlap=40, batch=batch, large=large)
+        return each.boxes[each.boxes[:, 0].argsort(stable=True)]
+
+    assert len(found(large=False)) > len(small) + 4  # the large ones in pieces
+    boxes = found(large=True)
+    wide = (boxes[:, 2:] - boxes[:, :2]).amax(1) > 40
+    assert sorted(boxes[~wide].tolist()) == sorted(small)
+    torch.testing.assert_close(boxes[wide], torch.tensor(large), atol=8, rtol=0)  # two pixels of a fourth of the size
+
+
 def test_photos_share_batches_and_keep_their_order(tmp_path: Path) -> None:
     expected = []
     for index, (width, height) in enumerate([(80, 80), (80, 80), (200, 90), (1, 1), (80, 80)]):
@@ -229,7 +263,7 @@ def test_a_tile_reports_what_is_centred_in_its_core() -> None:
         (10, 20, 20, 60, 0.3),  # to 30 below the image
         (10, 30, 20, 60, 0.4),  # below it
     ]
-    merged = _merge([(tile, found(*rows))], 0.5)
+    merged = _merge([(tile, found(*rows))], 0.5, 16)
     assert merged.boxes.tolist() == [[110, 30, 120, 40], [114, 10, 124, 20], [105, 10, 115, 20]]
     assert merged.scores.tolist() == pytest.approx([0.3, 0.2, 0.1])
     assert merged.labels.tolist() == [1, 1, 1]

@@ -31,6 +31,9 @@ Batch = Annotated[int, typer.Option(min=1, help="Tiles at once.")]
 Tta = Annotated[
     bool, typer.Option("--tta", help="Look at each tile in five ways and let the boxes vote: better, and slower.")
 ]
+Large = Annotated[
+    bool, typer.Option("--large", help="Look at the image made smaller, too, for objects larger than the overlap.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Default: what the machine has.")]
 Weights = Annotated[Path | None, typer.Option(help="The detector. Default: the tree crown detector of the package.")]
 
@@ -105,6 +108,7 @@ def evaluate(
     overlap: Overlap = None,
     batch: Batch = 1,
     tta: Tta = False,
+    large: Large = False,
     device: Device = None,
 ) -> None:
     """Judge a detector by COCO's measures."""
@@ -125,6 +129,7 @@ def evaluate(
             overlap=overlap,
             batch=batch,
             tta=tta,
+            large=large,
             device=device,
         )
 
@@ -164,6 +169,7 @@ def detect(
     overlap: Overlap = None,
     batch: Batch = 1,
     tta: Tta = False,
+    large: Large = False,
     device: Device = None,
 ) -> None:
     """Detect in images of any size and in videos, and draw the boxes. Exits with 1 if an image could not be read."""
@@ -180,6 +186,7 @@ def detect(
             overlap=overlap,
             batch=batch,
             tta=tta,
+            large=large,
             device=device,
             draw=draw,
             table_file=csv,

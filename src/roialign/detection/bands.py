@@ -130,22 +130,31 @@ def read_tiff(file: BinaryIO, most: int) -> Image.Image:
     if page.axes not in ("YX", "YXS", "SYX") or values.dtype.kind not in "buif":
         raise UnsupportedError(f"TIFF with axes {page.axes} of {values.dtype}: not understood")
     values = values[..., None] if page.axes == "YX" else np.moveaxis(values, 0, -1) if page.axes == "SYX" else values
-    image = _show(values, kind, shown)
+    image = show(values, kind, shown, whites_of(values, kind, shown))
     image.getexif()[ExifTags.Base.Orientation] = orientation
     ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
-def _show(values: Array, kind: int, shown: Plan) -> Image.Image:
-    whole, colour = values.dtype.kind != "f", values[..., : shown.colours]
-    white = np.iinfo(values.dtype).max if kind == SEPARATED else white_of(largest_of(colour), whole)
+def whites_of(values: Array, kind: int, shown: Plan) -> tuple[float, float]:
+    """The values of white and of what is opaque, of an image ``[H, W, bands]`` or of all of its parts' largest ones."""
+    whole = values.dtype.kind != "f"
+    white = (
+        np.iinfo(values.dtype).max if kind == SEPARATED else white_of(largest_of(values[..., : shown.colours]), whole)
+    )
+    if shown.alpha is None:
+        return white, 1
+    opaque = white_of(largest_of(values[..., shown.alpha]), whole)
+    # Alpha tells how bright multiplied colours were.
+    return max(white, opaque) if shown.multiplied else white, opaque
+
+
+def show(values: Array, kind: int, shown: Plan, whites: tuple[float, float]) -> Image.Image:
+    """Values ``[H, W, bands]`` as an image of 8 bits."""
     mode, cover = "CMYK" if kind == SEPARATED else "RGB", []
     if shown.alpha is not None:
-        alpha = values[..., shown.alpha, None]
-        opaque = white_of(largest_of(alpha), whole)
-        mode, cover = "RGBa" if shown.multiplied else "RGBA", [to_8_bits(alpha, opaque)]
-        white = max(white, opaque) if shown.multiplied else white  # alpha tells how bright such colours were
-    planes = [to_8_bits(colour, white)] * (3 if shown.colours == 1 else 1) + cover
+        mode, cover = "RGBa" if shown.multiplied else "RGBA", [to_8_bits(values[..., shown.alpha, None], whites[1])]
+    planes = [to_8_bits(values[..., : shown.colours], whites[0])] * (3 if shown.colours == 1 else 1) + cover
     return Image.frombytes(mode, (values.shape[1], values.shape[0]), np.concatenate(planes, -1).tobytes())
 
 

@@ -207,6 +207,8 @@ def _draw_sheet(trainer: Trainer) -> None:
     views = [view for (view,), _ in zip(batches, range(12), strict=False)]
     dataset = TrainingViews(data, crop, recipe.seed, trainer.how)
     samples = [sample for sample in map(dataset.__getitem__, views) if not sample.fault]
+    if not samples:  # nothing could be decoded, which the training will say
+        return
     with trainer.folder.open(SHEET) as sheet:
         pictures.draw_views(samples, data.classes, sheet)
 
@@ -260,6 +262,7 @@ def evaluate(
     overlap: int | None = None,
     batch: int = 1,
     tta: bool = False,
+    large: bool = False,
     device: str | None = None,
 ) -> Report:
     """Judge a detector on a data set: tables, and in ``out`` three pictures and all detections.
@@ -276,7 +279,7 @@ def evaluate(
         json_file: where to write the metrics.
         part: ``"train"``, ``"val"`` or ``"test"``; None: ``"val"`` where there are parts.
         classes, columns: as ``--classes`` and ``--columns``.
-        tile, overlap, batch, tta: as in :func:`roialign.detection.detect`.
+        tile, overlap, batch, tta, large: as in :func:`roialign.detection.detect`.
         device: as in :class:`roialign.detection.Detector`.
 
     Raises:
@@ -294,7 +297,7 @@ def evaluate(
         folder.claim(CURVE, WORST, MATRIX, RECORDS)
         photos = (open_photo(entry.file, entry.width, entry.height) for entry in data.entries)
         with progress_bar(console) as progress:
-            results = detect(model, photos, tile=tile, overlap=overlap, batch=batch, tta=tta)
+            results = detect(model, photos, tile=tile, overlap=overlap, batch=batch, tta=tta, large=large)
             entries = progress.track(data.entries, description="detecting")
             found = {entry.id: each for entry, each in zip(entries, results, strict=True)}
         report = evaluate_found(data, found)

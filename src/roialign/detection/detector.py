@@ -10,8 +10,8 @@ from torchvision.models.detection import FasterRCNN
 
 from .checkpoint import load_detector
 from .devices import processes
-from .images import Photo
 from .model import memory_format
+from .rasters import open_image
 from .tiles import detect
 
 LIKELY = 0.5  # the least score of a box, of a detector whose card does not say what suits it
@@ -69,18 +69,19 @@ class Detector:
         tile: int | None = None,
         overlap: int | None = None,
         tta: bool = False,
+        large: bool = False,
     ) -> Detections:
         """Detect in one image file of any size and kind.
 
         Args:
             image: the file. It is turned as EXIF says, and boxes are in the turned image.
             score: the least score of a box; None: the detector's own.
-            tile, overlap, tta: as in :func:`roialign.detection.detect`.
+            tile, overlap, tta, large: as in :func:`roialign.detection.detect`.
 
         Raises:
             DamagedImageError: a ValueError: the file is no image, or cannot be decoded or shown rightly.
         """
-        (found,) = detect(self.model, [Photo(image)], tile=tile, overlap=overlap, tta=tta)
+        (found,) = detect(self.model, [open_image(image)], tile=tile, overlap=overlap, tta=tta, large=large)
         boxes, scores, labels = found.above(self.score if score is None else score)
         return Detections(boxes, scores, labels, [self.classes[label - 1] for label in labels.tolist()])
 

@@ -64,7 +64,7 @@ class Photo:
 
     def __init__(self, path: str | Path, upright: bool = True) -> None:
         self.path = Path(path)
-        with _opened(self.path) as file:
+        with opened(self.path) as file:
             self.image, self.note = _decode(file)
             if upright:
                 ImageOps.exif_transpose(self.image, in_place=True)
@@ -74,7 +74,10 @@ class Photo:
 
     def crop(self, window: Window) -> Image.Image:
         """The window as an RGB image; it must lie inside the photo."""
-        part = self.image.crop(window)
+        return self._shown(self._cut(window))
+
+    def _shown(self, part: Image.Image) -> Image.Image:
+        """As RGB, what is transparent as the networks' mean colour."""
         if self._white is not None:
             part = Image.fromarray(to_8_bits(np.asarray(part), self._white))
         if part.mode == "La":  # which can become nothing but LA
@@ -84,20 +87,28 @@ class Photo:
             return Image.alpha_composite(Image.new("RGBA", part.size, (*FILL, 255)), part).convert("RGB")
         return part.convert("RGB")
 
+    def _cut(self, window: Window) -> Image.Image:
+        """The window as the file has it."""
+        return self.image.crop(window)
+
     def read(self, window: Window | None = None) -> Tensor:
         """The window, or everything, as ``[3, H, W]`` float32 in [0, 1]."""
         return to_tensor(self.crop(window or (0, 0, self.width, self.height)))
 
     def preview(self, longest: int) -> Image.Image:
         """The whole as RGB, made smaller if it is larger than ``longest`` pixels on a side."""
+        whole = (0, 0, self.width, self.height)
         factor = max(1, math.ceil(max(self.width, self.height) / longest))
-        if factor == 1:
-            return self.crop((0, 0, self.width, self.height))
-        out = Image.new("RGB", (math.ceil(self.width / factor), math.ceil(self.height / factor)))
-        strip = max(1, 2**22 // (self.width * factor)) * factor
-        for top in range(0, self.height, strip):
-            part = self.crop((0, top, self.width, min(self.height, top + strip)))
-            out.paste(part.reduce(factor), (0, top // factor))
+        return self.crop(whole) if factor == 1 else self.reduced(whole, factor)
+
+    def reduced(self, window: Window, factor: int) -> Image.Image:
+        """The window as RGB, a pixel for each ``factor`` by ``factor`` pixels or what is left of them: their mean."""
+        left, upper, right, lower = window
+        out = Image.new("RGB", (math.ceil((right - left) / factor), math.ceil((lower - upper) / factor)))
+        strip = max(1, 2**22 // ((right - left) * factor)) * factor
+        for top in range(upper, lower, strip):
+            part = self.crop((left, top, right, min(lower, top + strip)))
+            out.paste(part.reduce(factor), (0, (top - upper) // factor))
         return out
 
 
@@ -115,7 +126,7 @@ def read_head(path: str | Path, upright: bool = True) -> Head:
     Raises:
         DamagedImageError: as Photo's, if the head is enough to tell.
     """
-    with _opened(Path(path)) as file:
+    with opened(Path(path)) as file:
         try:
             image = Image.open(file)
         except UnidentifiedImageError:
@@ -145,7 +156,7 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BinaryIO]:
     """The file, and whatever is wrong with it as our own error."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, LARGEST
     try:

@@ -20,6 +20,7 @@ from . import pictures
 from .detector import Detector
 from .geography import place_of
 from .images import DamagedImageError, Photo, find_images, passed_over
+from .rasters import open_image
 from .records import Category, Result, as_coco, as_geojson, as_table
 from .tiles import Found, detect
 from .video import Recorder, count_frames, is_video, read_frames
@@ -39,6 +40,7 @@ def detect_files(
     overlap: int | None = None,
     batch: int = 1,
     tta: bool = False,
+    large: bool = False,
     device: str | None = None,
     draw: bool = True,
     table_file: Path | None = None,
@@ -56,11 +58,10 @@ def detect_files(
         console: where to report.
         weights: the detector's file; None: the one that the package ships.
         score: the least score of a box; None: what suits the detector by its card, or 0.5.
-        tile, overlap, batch, tta: as in :func:`roialign.detection.detect`.
+        tile, overlap, batch, tta, large: as in :func:`roialign.detection.detect`.
         device: as in :class:`roialign.detection.Detector`.
         draw: draw the images with their boxes.
-        table_file: where to write all boxes as a CSV, too.
-        geojson_file: where to write all boxes as GeoJSON, too.
+        table_file, geojson_file: where to write all boxes as a CSV and as GeoJSON, too.
 
     Returns:
         What was wrong with each image that could not be read.
@@ -86,7 +87,7 @@ def detect_files(
         if others:
             say(console, f"left aside, no images by their names: {others}", "yellow")
         photos = _Photos(files, progress)
-        found = detect(detector.model, photos, tile=tile, overlap=overlap, batch=batch, tta=tta)
+        found = detect(detector.model, photos, tile=tile, overlap=overlap, batch=batch, tta=tta, large=large)
         pairs = ((photos.opened.popleft(), each.above(score)) for each in found)
         for path, group in groupby(pairs, lambda pair: pair[0].path):
             with _drawing(path, folder, detector.classes) if draw else nullcontext(_not_drawn) as show:
@@ -123,7 +124,7 @@ class _Photos:
     def __iter__(self) -> Iterator[Photo]:
         for file in self.files:
             try:
-                for photo in read_frames(file) if is_video(file) else (Photo(file),):
+                for photo in read_frames(file) if is_video(file) else (open_image(file),):
                     if photo.note:
                         say(self.progress.console, f"{file}: {photo.note}", "yellow")
                     self.opened.append(photo)

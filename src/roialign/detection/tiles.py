@@ -13,9 +13,10 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import batched_nms
 
 from .description import SMALLEST, TILE, check_card
-from .images import FILL, Photo, Window
+from .images import FILL, Photo, Window, to_tensor
 from .voting import look, vote
 
+NEAR = 2  # pixels from a seam, where a box may be one that it cuts
 OVERLAP = 128  # pixels, of a model that does not say what suits it, as TILE
 
 
@@ -36,6 +37,8 @@ class _Tile(NamedTuple):
     photo: int
     window: Window
     core: tuple[float, float, float, float]  # boxes centred here are this tile's to report
+    factor: int = 1  # of its pixels those of the photo, along a side; window and core are in its own
+    size: tuple[int, int] = (0, 0)  # of the whole photo in such pixels
 
 
 def detect(
@@ -46,14 +49,15 @@ def detect(
     overlap: int | None = None,
     batch: int = 1,
     tta: bool = False,
+    large: bool = False,
 ) -> Iterator[Found]:
     """Detect in photos, one after the other.
 
     A photo larger than a tile is cut into tiles of that size with at least ``overlap`` pixels in common. Each box is
     reported by the tile in whose core it is centred (the cores meet halfway through the overlaps, and reach a little
     into each other), and the model's own non-maximum suppression runs once more over all tiles. An object larger than
-    the overlap may be cut. Tiles of one size share batches, also across photos. Memory, beyond the decoded photo, is
-    bounded by ``batch`` tiles.
+    the overlap may be cut, unless ``large``. Tiles of one size share batches, also across photos. Memory, beyond the
+    decoded photo, is bounded by ``batch`` tiles.
 
     Args:
         model: the detector; photos go to its device. It is put into evaluation mode.
@@ -63,6 +67,9 @@ def detect(
         batch: tiles to run at once.
         tta: test-time augmentation: look at each tile in five ways, as it is, mirrored, upside down, smaller and
             larger, and let the boxes vote (:mod:`roialign.detection.voting`). It takes about five times as long.
+        large: look at the photo at a half, a quarter, ... of its size, too, until it is one tile, for objects larger
+            than the overlap: at a third of the cost once more at most. What of such an object a tile shows cut is left
+            out.
 
     Yields:
         What was found in each photo, in order.
@@ -99,20 +106,20 @@ def detect(
 
     for photo in photos:
         parts[asked] = []
-        for piece in _cut(asked, photo.width, photo.height, tile, overlap):
-            pixels = _pad(photo.read(piece.window))
+        for piece in _cut(asked, photo.width, photo.height, tile, overlap, large):
+            pixels = _pad(_pixels(photo, piece))
             if waiting and (len(waiting) == batch or waiting[0][1].shape != pixels.shape):
                 run()
             waiting.append((piece, pixels))
         asked += 1
         ready = waiting[0][0].photo if waiting else asked
         while done < ready:
-            yield _merge(parts.pop(done), model.roi_heads.nms_thresh)
+            yield _merge(parts.pop(done), model.roi_heads.nms_thresh, overlap)
             done += 1
     if waiting:
         run()
     for photo_index in range(done, asked):
-        yield _merge(parts.pop(photo_index), model.roi_heads.nms_thresh)
+        yield _merge(parts.pop(photo_index), model.roi_heads.nms_thresh, overlap)
 
 
 @torch.no_grad()
@@ -123,11 +130,22 @@ def _forward(model: FasterRCNN, pixels: list[Tensor], tta: bool) -> list[Found]:
     return [Found(*(each[name].cpu() for name in ("boxes", "scores", "labels"))) for each in found]
 
 
-def _cut(photo: int, width: int, height: int, tile: int, overlap: int) -> Iterator[_Tile]:
-    across, down = _spans(width, tile, overlap), _spans(height, tile, overlap)
-    for y1, y2, top, bottom in down:
-        for x1, x2, left, right in across:
-            yield _Tile(photo, (x1, y1, x2, y2), (left, top, right, bottom))
+def _cut(photo: int, width: int, height: int, tile: int, overlap: int, large: bool) -> Iterator[_Tile]:
+    factor = 1
+    while True:
+        size = (-(-width // factor), -(-height // factor))
+        for y1, y2, top, bottom in _spans(size[1], tile, overlap):
+            for x1, x2, left, right in _spans(size[0], tile, overlap):
+                yield _Tile(photo, (x1, y1, x2, y2), (left, top, right, bottom), factor, size)
+        if not large or not tile or max(size) <= tile:
+            return
+        factor *= 2
+
+
+def _pixels(photo: Photo, piece: _Tile) -> Tensor:
+    x1, y1, x2, y2 = (side * piece.factor for side in piece.window)
+    window = (x1, y1, min(x2, photo.width), min(y2, photo.height))
+    return photo.read(window) if piece.factor == 1 else to_tensor(photo.reduced(window, piece.factor))
 
 
 def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int, float, float]]:
@@ -153,8 +171,9 @@ def _pad(pixels: Tensor) -> Tensor:
     return pad(pixels - colour, (0, max(0, SMALLEST - width), 0, max(0, SMALLEST - height))) + colour
 
 
-def _merge(parts: list[tuple[_Tile, Found]], threshold: float) -> Found:
+def _merge(parts: list[tuple[_Tile, Found]], threshold: float, overlap: int) -> Found:
     kept: list[Found] = []
+    cut, factors = [], []
     for piece, found in parts:
         x1, y1, x2, y2 = piece.window
         boxes = found.boxes + torch.tensor([x1, y1, x1, y1])
@@ -164,7 +183,26 @@ def _merge(parts: list[tuple[_Tile, Found]], threshold: float) -> Found:
         # What was found in the padding of a small image, or reaches into it.
         boxes = boxes.clamp(max=torch.tensor([x2, y2, x2, y2]))
         inside &= (boxes[:, 2:] > boxes[:, :2]).all(1)
-        kept.append(Found(boxes[inside], found.scores[inside], found.labels[inside]))
-    boxes, scores, labels = (torch.cat([getattr(part, name) for part in kept]) for name in Found._fields)
+        if piece.factor > 1:  # what is smaller was seen as a whole at twice this size
+            inside &= (boxes[:, 2:] - boxes[:, :2]).amax(1) > overlap / 2
+        boxes = boxes[inside]
+        seams = torch.tensor([x1 > 0, y1 > 0, x2 < piece.size[0], y2 < piece.size[1]])
+        cut.append((((boxes - torch.tensor([x1, y1, x2, y2])).abs() < NEAR) & seams).any(1))
+        factors.append(torch.full((len(boxes),), piece.factor))
+        kept.append(Found(boxes * piece.factor, found.scores[inside], found.labels[inside]))
+    every = Found(*(torch.cat([getattr(part, name) for part in kept]) for name in Found._fields))
+    boxes, scores, labels = _without_pieces(every, torch.cat(cut), torch.cat(factors))
     order = batched_nms(boxes, scores, labels, threshold)
     return Found(boxes[order], scores[order], labels[order])
+
+
+def _without_pieces(found: Found, cut: Tensor, factors: Tensor) -> Found:
+    """Without boxes cut by a seam that lie for the most part in one of their class that a smaller image shows."""
+    some, wholes = cut.nonzero()[:, 0], (factors > 1).nonzero()[:, 0]
+    pieces, others = found.boxes[some, None], found.boxes[wholes]
+    common = (pieces[..., 2:].minimum(others[:, 2:]) - pieces[..., :2].maximum(others[:, :2])).clamp(min=0).prod(2)
+    mostly = common > (pieces[..., 2:] - pieces[..., :2]).prod(2) / 2
+    within = mostly & (factors[wholes] > factors[some, None]) & (found.labels[wholes] == found.labels[some, None])
+    stays = torch.ones_like(cut)
+    stays[some] = ~within.any(1)
+    return Found(found.boxes[stays], found.scores[stays], found.labels[stays])
