@@ -77,6 +77,8 @@ TESTS = {
     },
     "src/roialign/detection/checkpoint.py": ["test_detection_description.py", "test_detection_model.py"],
     "src/roialign/detection/weights.py": ["test_detection_description.py", "test_detection_model.py"],
+    "src/roialign/detection/voting.py": ["test_detection_voting.py"],
+    "src/roialign/detection/confusion.py": ["test_detection_pictures.py"],
     "csrc/rules.h": [*POOLS, "test_gradients.py"],
     "csrc/tables.cpp": [*POOLS, "test_gradients.py", "test_layouts_dtypes.py", "test_core.py::test_tables_take_little"],
 }

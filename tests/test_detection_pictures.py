@@ -19,7 +19,7 @@ from PIL import Image, ImageColor
 from rich.console import Console
 
 from roialign.detection import Found
-from roialign.detection.confusion import EXCUSED, confusion, judge
+from roialign.detection.confusion import confusion, judge
 from roialign.detection.datasets import AnnotatedImages
 from roialign.detection.evaluation import class_names, evaluate_found
 from roialign.detection.images import Photo
@@ -33,6 +33,7 @@ from roialign.detection.labels import (
     enlarged,
     font_file,
     font_for,
+    letters,
     places,
     tags_of,
 )
@@ -148,7 +149,7 @@ def test_colours_are_told_apart_by_every_vision(vision: str) -> None:
     assert [colour_of(label) for label in (1, 7, 8)] == [COLOURS[0], COLOURS[6], COLOURS[0]]
 
 
-def test_small_objects_are_shown_larger() -> None:
+def test_small_objects_are_drawn_bigger() -> None:
     image = Image.new("RGB", (400, 300))
     for side, most, times in ((30, 4096, 3), (200, 4096, 1), (30, 1000, 2), (1, 4096, 4)):
         boxes = torch.tensor([[10.0, 10, 10 + side, 10 + side]] * 3)
@@ -156,6 +157,16 @@ def test_small_objects_are_shown_larger() -> None:
         assert factor == times
         assert larger.size == (400 * times, 300 * times)
     assert enlarged(image, torch.empty(0, 4), 4096)[1] == 1
+    mixed = torch.tensor([[0.0, 0, 400, 300], [5.0, 7, 50, 27], [50.0, 50, 59, 59]])  # the median side is 30
+    assert enlarged(image, mixed, 4096)[1] == 3
+
+
+def test_letters_go_with_the_boxes_and_the_picture() -> None:
+    """A sixth of the median side; from 10 pixels on, and up to a fiftieth of the picture."""
+    boxes = [(0, 0, 400, 300), (5, 7, 155, 103), (50, 50, 59, 59)]  # sides 346, 120 and 9
+    for extent, size in (((2000, 1000), 20), ((600, 700), 14), ((300, 200), 10)):
+        assert letters(extent, boxes) == size
+    assert letters((4000, 4000), []) == letters((4000, 4000), [(0, 0, 30, 30)]) == SMALLEST
 
 
 def test_a_photo_is_drawn_with_its_boxes_where_they_are(tmp_path: Path) -> None:
@@ -228,12 +239,19 @@ def test_classes_are_confused_as_counted_by_hand(tmp_path: Path) -> None:
         (80, 0, 100, 20, 0.1, 2),  # below the score
     ]
     verdict = judge(found(*rows[:6]), data.entries[0])
-    assert verdict.detections.tolist() == [0, 1, 2, 0, EXCUSED, 0]
+    assert verdict.detections.tolist() == [0, 1, 2, 0, -1, 0]
     assert verdict.truths.tolist() == [1, 1, 0, 0]
     counts = confusion(data.entries, {1: found(*rows)}, 3, 0.5)
     # Columns: missed, taken for a bush, a tree, a rock.
     assert counts.tolist() == [[0, 1, 1, 1], [0, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0]]
     assert confusion(data.entries, {1: found()}, 3, 0.5).tolist() == [[0] * 4, [1, 0, 0, 0], [2, 0, 0, 0], [1, 0, 0, 0]]
+
+
+def test_the_first_is_counted_as_the_others(tmp_path: Path) -> None:
+    data = data_of(tmp_path, [([0.0, 0, 20, 20], 2)], [([0.0, 0, 100, 100], 2)])
+    for label, of_detection, of_truth in ((1, 2, 1), (2, 2, 2)):  # confused; right, and within a crowd
+        verdict = judge(found((0, 0, 20, 20, 0.9, label)), data.entries[0])
+        assert (verdict.detections.tolist(), verdict.truths.tolist()) == ([of_detection], [of_truth])
 
 
 def test_the_table_has_a_row_for_each_class(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from roialign.detection import detect
 from roialign.detection.images import Photo
@@ -51,6 +52,28 @@ def test_each_view_finds_the_box_where_it_is(tmp_path: Path) -> None:
     for view, found in zip(VIEWS, seen, strict=True):
         off = (found["boxes"] - torch.tensor([30.0, 20, 110, 60])).abs().max()
         assert off <= (0 if view.zoom == 1 else 1 / 0.8), view
+
+
+def test_the_views_are_what_they_are_called() -> None:
+    """As it is, mirrored, upside down, mirrored at 0.8 and 1.25 times: as Pillow resizes, to a rounding to 8 bits."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (3, 33, 150), generator=generator, dtype=torch.uint8)
+    seen: list[Tensor] = []
+
+    def model(images: list[Tensor]) -> list[Boxes]:
+        seen.extend(images)
+        height, width = images[0].shape[1:]
+        return [boxes((0, 0, width, height, 0.5))]
+
+    (found,) = look(model, [image / 255])
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    expected = [picture, mirrored, picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM)]
+    expected += [mirrored.resize(size, Image.Resampling.BILINEAR) for size in ((120, 26), (188, 41))]
+    for got, view in zip(seen, expected, strict=True):
+        torch.testing.assert_close(got, pil_to_tensor(view) / 255, rtol=0, atol=1.01 / 255)
+    for each in found:  # the whole of each view is the whole image, though 26 is not 0.8 of 33
+        torch.testing.assert_close(each["boxes"], torch.tensor([[0.0, 0, 150, 33]]))
 
 
 def test_boxes_vote_as_by_hand() -> None:

@@ -29,6 +29,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:  # on first use: the command line asks for a recipe where torchvision may be missing
     if name in __all__:
-        parts = (import_module(f".{part}", __name__) for part in ("detector", "tiles", "checkpoint", "model"))
+        parts = (import_module(f".{part}", __name__) for part in ("tiles", "checkpoint", "model", "detector"))
         return next(getattr(part, name) for part in parts if hasattr(part, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """Boxes on a picture, each in the colour of its class, with a label that covers no other.
 
-Drawn with Pillow, which is here anyway, and not by the supervision package: that brings OpenCV and SciPy, a hundred
-megabytes, and its labels are drawn one over the other or moved away from their boxes.
+Drawn with Pillow and not by the supervision package: of 60 labels on a crowded picture of 400 x 300 pixels its smart
+positions left 22 pairs that overlap (version 0.31.2), and it would bring SciPy and PyAV, 250 megabytes.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def look(model: Callable[[list[Tensor]], list[Boxes]], images: list[Tensor]) -> 
 def _shown(image: Tensor, view: View) -> Tensor:
     if view.zoom != 1:
         size = _size(image.shape[1:], view)
-        image = interpolate(image[None], size, mode="bilinear", antialias=view.zoom < 1)[0]
+        image = interpolate(image[None], size, mode="bilinear", antialias=True)[0]
     return image.flip(view.mirrored)
 
 
@@ -65,7 +65,7 @@ def _back(found: Boxes, view: View, size: Sequence[int]) -> Boxes:
 
 
 def _size(size: Sequence[int], view: View) -> list[int]:
-    return [max(1, round(side * view.zoom)) for side in size]
+    return [round(side * view.zoom) for side in size]
 
 
 def vote(seen: Sequence[Boxes], threshold: float) -> Boxes:
