@@ -21,7 +21,7 @@ triton = pytest.importorskip("triton")
 TARGETS = ("sm_80", "sm_90", "gfx942")
 SHIPPED = triton.__version__.startswith("3.8.")  # what the limits are of; another version's compiler takes others
 # Which place samples or choose among them; and what weighs them on the spot.
-PLACES = ("tables", "candidates", "frames", "maximum.choose", "maximum.sum_slopes")
+PLACES = ("tables", "candidates", "frames", "search.choose", "maximum.sum_slopes")
 CONTRACTS = ("forward", "backward.gather", "box_grad")  # and those that have much to fuse
 
 
@@ -45,8 +45,8 @@ LIMITS = {
     "backward.mark": Limits((32, 32, 24), 32, (16, 16, 16)),
     "backward.gather": Limits((96, 128, 72), 160, (2048, 2560, 4096)),
     "box_grad.sum_slopes": Limits((120, 128, 128), 168, (3584, 7168, 2048)),
-    "maximum.choose": Limits((80, 72, 40), 80, (0, 0, 0), 8),
-    "maximum.choose of winners": Limits((72, 80, 32), 64, (512, 2048, 512), 8),
+    "search.choose": Limits((80, 72, 40), 80, (0, 0, 0), 8),
+    "search.choose of winners": Limits((72, 80, 32), 64, (512, 2048, 512), 8),
     "maximum.gather": Limits((96, 120, 48), 160, (2048, 4096, 4096), 8),
     "maximum.sum_slopes": Limits((96, 128, 40), 112, (16, 32, 16)),
     "gather.pool": Limits((96, 96, 40), 64, (256, 512, 256)),

@@ -99,7 +99,7 @@ def test_any_scale(scale: float) -> None:
 
 BUILDS = """
 import json, torch, triton_builds
-from roialign.backends.triton import backward, box_grad, forward, maximum
+from roialign.backends.triton import backward, box_grad, forward, maximum, search
 from roialign.spec import Pooling
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -115,7 +115,7 @@ for (height, width), boxes in (((16, 32), 16), ((17, 33), 1), ((1, 48), 7), ((64
     box_grad.pool_box_grad(grad, maps, rois, level, avg)
     maximum.pool(maps, rois, level, most)
 kernels = {"tables": forward.make_tables.__globals__["_tables"], "rows": forward._rows, "mark": backward._mark,
-           "gather": backward._gather, "slopes": box_grad._sum_slopes, "choose": maximum._choose}
+           "gather": backward._gather, "slopes": box_grad._sum_slopes, "choose": search._choose}
 print(json.dumps({name: len(kernel.device_caches[0][0]) for name, kernel in kernels.items()}))
 """
 
