@@ -10,12 +10,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import as_rotated, generic_case, rows, some_offset
+from helpers import generic_case
 from roialign import backends
 from roialign.spec import Pooling
 from strategies import lay_out
 from test_differential import compare, random_call
-from test_triton_maximum import STRIDES, check, gradients, kernel, pooled
+from triton_calls import (
+    BAD,
+    STRIDES,
+    assert_bad_boxes_take_no_part,
+    assert_unknown_levels_take_no_part,
+    by_triton,
+    call_of,
+    check,
+    gradients,
+    kernel,
+    placed,
+    pooled,
+)
 from triton_device import DEVICE, needs_kernels
 
 tl = pytest.importorskip("triton.language")
@@ -41,31 +53,6 @@ KINDS = {"ps_avg": "fixed", "ps_cells": "cells", "rotated": "rotated", "moved": 
 LAYOUTS = ("contiguous", "channels_last")
 
 
-def call_of(spec: Pooling, channels: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """A map of so many channels for each bin that has its own, and six boxes of two images."""
-    generator = torch.Generator().manual_seed(7)
-    lengths = (3, 5, 6)[-spec.rank :]
-    input = torch.randn(2, channels * spec.group, *lengths, generator=generator, dtype=torch.float64)
-    return input.to(dtype), placed(generic_case(dtype=torch.promote_types(dtype, torch.float32))[1], spec)
-
-
-def placed(rois: Tensor, spec: Pooling) -> Tensor:
-    """Rows of corners on a plane as the kind has them: turned, with a shift for each bin, or with a z like their y."""
-    if spec.kind == "rotated":
-        return as_rotated(rois)
-    if spec.kind == "moved":
-        return torch.cat([rois, 0.3 * some_offset(rois, *spec.output_size).flatten(1)], 1)
-    if spec.rank == 3:
-        return torch.cat([rois[:, :3], 0.6 * rois[:, 2:3], rois[:, 3:], 0.7 * rois[:, 4:]], 1)
-    return rois
-
-
-def laid_out(input: Tensor, layout: str) -> Tensor:
-    if input.dim() == 5 and layout == "channels_last":
-        return input.contiguous(memory_format=torch.channels_last_3d)
-    return lay_out(input, layout)
-
-
 # Every pooling in one layout or the other, and those that all the rest hangs on in both.
 @pytest.mark.parametrize(
     ("name", "layout"),
@@ -77,7 +64,7 @@ def laid_out(input: Tensor, layout: str) -> Tensor:
 )
 def test_values_and_gradients_are_the_reference_s(name: str, layout: str) -> None:
     input, rois = call_of(POOLINGS[name])
-    check([laid_out(input, layout)], rois[[0, 1, 3]], POOLINGS[name])
+    check([lay_out(input, layout)], rois[[0, 1, 3]], POOLINGS[name])
 
 
 EDGES = [("ps_avg", 2), ("ps_cells", 2), ("rotated", 2), ("moved", 2), ("avg", 3), ("integral", 3)]
@@ -89,7 +76,7 @@ def test_boxes_at_every_edge_of_the_rules(kind: str, rank: int) -> None:
     for seed in range(3):
         call = random_call(kind, rank, seed)
         call.rois, call.grad = call.rois[:1], call.grad[:1]
-        compare(call, call.run("triton"), call.run("reference"), "Triton against reference")
+        compare(call, by_triton(call), call.run("reference"), "Triton against reference")
 
 
 @pytest.mark.parametrize("name", ["adaptive", "rotated adaptive", "moved adaptive"])
@@ -120,7 +107,7 @@ def test_of_more_samples_than_a_double_counts_none_counts(along: int, kind: str)
 def test_dtypes(kind: str, dtype: torch.dtype) -> None:
     spec = POOLINGS[KINDS[kind]]
     input, rois = call_of(spec, dtype=dtype)
-    check([laid_out(input, "channels_last")], rois[:1], spec)
+    check([lay_out(input, "channels_last")], rois[:1], spec)
 
 
 @pytest.mark.parametrize(
@@ -160,46 +147,20 @@ def test_levels_of_a_pyramid(kind: str) -> None:
     spec = spec._replace(scales=(*spec.scales, *(each / 2 for each in spec.scales)))
     first, rois = call_of(spec)
     second = first[:, :, :2] if spec.rank == 3 else first
-    maps, rois, level = [first, second[..., :3, :4].contiguous()], rois[1:4], torch.tensor([0, 1, 1])
-    check(maps, rois, spec, level)
-    on, boxes = [each.to(DEVICE) for each in maps], rois.to(DEVICE)
-    shapes = [size for each in maps for size in each.shape]
-
-    def run(count: int, level: list[int]) -> list[Tensor]:
-        at = boxes[:count], torch.tensor(level, device=DEVICE)
-        out = kernel.pool(on, *at, spec)
-        grad = torch.ones_like(out)
-        grads = kernel.pool_grad(grad, [], shapes, False, *at, spec)
-        return [out, kernel.pool_box_grad(grad, on, *at, spec), *grads]
-
-    out, to_boxes, *to_maps = run(3, [1, 2, -(2**40)])
-    alone, boxes_alone, *maps_alone = run(1, [1])
-    assert bool(out[1:].isnan().all())
-    assert not to_boxes[1:].any()
-    assert all(map(torch.equal, [out[:1], to_boxes[:1], *to_maps], [alone, boxes_alone, *maps_alone]))
+    maps, rois = [first, second[..., :3, :4].contiguous()], rois[1:4]
+    check(maps, rois, spec, torch.tensor([0, 1, 1]))
+    assert_unknown_levels_take_no_part(maps, rois, [1], spec)
 
 
 @pytest.mark.parametrize("name", KINDS.values())
 def test_a_bad_box_is_nan_and_takes_no_part(name: str) -> None:
-    """Not even where the gradient to its output is NaN: the others' are theirs alone, bit for bit."""
     spec = POOLINGS[name]._replace(output_size=(1,) * (POOLINGS[name].rank - 2) + (2, 1))
     input, good = call_of(spec)
-    bad = rows((2, 0, 0, 3, 3), (-1, 0, 0, 3, 3), (0.5, 0, 0, 3, 3), (1, math.nan, 0, 3, 3), (0, 0, -math.inf, 3, 3))
-    bad = placed(bad.float(), spec)
+    bad = placed(BAD, spec)
     if spec.kind in ("rotated", "moved"):  # the angle, or the last shift
         bad = torch.cat([bad, good[:2]])
         bad[-2:, -1] = torch.tensor([math.nan, math.inf])
-    input, mixed = input.to(DEVICE), torch.cat([good[:1], bad, good[1:2]]).to(DEVICE)
-    is_good = torch.tensor([True] + [False] * len(bad) + [True], device=DEVICE)
-    grad = torch.randn(len(mixed), 2, *spec.output_size, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    grad[~is_good] = math.nan
-    out, alone = (kernel.pool([input], rois, None, spec) for rois in (mixed, mixed[is_good]))
-    assert bool(out[~is_good].isnan().all())
-    assert torch.equal(out[is_good], alone)
-    to_maps, to_boxes = gradients(grad, input, mixed, spec)
-    assert torch.equal(to_maps, gradients(grad[is_good], input, mixed[is_good], spec)[0])
-    assert not to_boxes[~is_good].any()
-    assert bool(to_boxes.isfinite().all())
+    assert_bad_boxes_take_no_part(input, good[:2], bad, spec)
 
 
 def test_which_channels_a_bin_reads() -> None:
@@ -316,7 +277,7 @@ def test_signals_and_boxes_at_every_edge_of_the_rules(kind: str) -> None:
     for seed in range(3):
         call = random_call(kind, 1, seed)
         call.rois, call.grad = call.rois[:2], call.grad[:2]
-        compare(call, call.run("triton"), call.run("reference"), "Triton against reference")
+        compare(call, by_triton(call), call.run("reference"), "Triton against reference")
 
 
 def test_bad_boxes_of_a_signal() -> None:

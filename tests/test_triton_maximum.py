@@ -5,19 +5,27 @@ differences and numbers worked by hand.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from helpers import crosswise, generic_case, rows
+from helpers import crosswise, generic_case
 from roialign import backends
-from roialign.backends.memory import is_channels_last
-from roialign.backends.operator import Kernels
 from roialign.spec import Pooling
 from strategies import lay_out
 from test_differential import compare, random_call
+from triton_calls import (
+    BAD,
+    STRIDES,
+    assert_bad_boxes_take_no_part,
+    assert_unknown_levels_take_no_part,
+    by_triton,
+    check,
+    gradients,
+    kernel,
+    pooled,
+)
 from triton_device import DEVICE, needs_kernels
 
 pytest.importorskip("triton")
@@ -25,12 +33,8 @@ pytestmark = needs_kernels
 
 import triton.language as tl  # noqa: E402
 
-from roialign.backends import triton as kernels  # noqa: E402
 from roialign.backends.triton import backward, blocks, maximum  # noqa: E402
 
-# Of the largest value. A sample is the sum of four products, a gradient one of a few dozen; one rounding for half
-# precision, and for bfloat16, which the interpreter cuts off, another.
-WITHIN = {torch.float64: 1e-14, torch.float32: 2e-6, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 LAYOUTS = ("contiguous", "channels_last")
 POOLINGS = {
     "fixed": Pooling("max", (2, 3), (0.9, 0.8), 2, False),
@@ -38,35 +42,6 @@ POOLINGS = {
     "many samples": Pooling("max", (1, 1), (0.9, 0.8), 20, True),
     "cells": Pooling("cells", (2, 3), (0.9, 0.8)),
 }
-kernel: Kernels = kernels._kernels
-
-
-def pooled(backend: str, maps: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> list[Tensor]:
-    """The output, and the gradients to the maps and to the rois."""
-    maps = [each.to(DEVICE).detach().requires_grad_() for each in maps]
-    rois = rois.to(DEVICE).detach().requires_grad_()
-    with backends.use(backend):
-        out = backends.pool(maps, rois, None if level is None else level.to(DEVICE), spec)
-    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64).to(out)
-    found = torch.autograd.grad(out, [*maps, rois], grad, allow_unused=True, materialize_grads=True)
-    return [each.detach().cpu() for each in (out, *found)]
-
-
-def check(maps: list[Tensor], rois: Tensor, spec: Pooling, level: Tensor | None = None) -> None:
-    """All three directions against the reference."""
-    found, expected = (pooled(backend, maps, rois, level, spec) for backend in ("triton", "reference"))
-    assert is_channels_last(found[0]) == is_channels_last(expected[0])
-    for one, other in zip(found, expected, strict=True):
-        assert (one.dtype, one.shape) == (other.dtype, other.shape)
-        finite = other.double().nan_to_num(0, 0, 0).abs()
-        # Half precision's maps are exact in float32, in which the boxes' gradient is summed.
-        within = WITHIN[other.dtype] * (float(finite.max()) if finite.numel() else 0.0)
-        torch.testing.assert_close(one.double(), other.double(), rtol=0, atol=within, equal_nan=True)
-    if spec.kind == "cells":  # copied, not summed
-        torch.testing.assert_close(found[0], expected[0], rtol=0, atol=0, equal_nan=True)
-        assert not found[-1].any()
-
-
 # All directions.
 
 
@@ -84,14 +59,13 @@ def test_a_giant_box_is_pooled_like_any_other() -> None:
     check([values], rois, Pooling("max", (1, 1), (1.0, 1.0), 0, True))
 
 
-@pytest.mark.skipif(DEVICE != "cpu", reason="its calls are a CPU's, for the interpreter")
 @pytest.mark.parametrize("kind", ["max", "cells"])
 def test_boxes_at_every_edge_of_the_rules(kind: str) -> None:
     """Borders, centres, tiny, giant, inverted and infinite boxes, cells that are not finite, samples beyond count."""
     for seed in range(6):
         call = random_call(kind, 2, seed)
         call.rois, call.grad = call.rois[:2], call.grad[:2]
-        compare(call, call.run("triton"), call.run("reference"), "Triton against reference")
+        compare(call, by_triton(call), call.run("reference"), "Triton against reference")
 
 
 @pytest.mark.parametrize(("dtype", "kind"), crosswise([torch.float64, torch.float16, torch.bfloat16], ["max", "cells"]))
@@ -118,45 +92,13 @@ def test_levels_of_a_pyramid(kind: str) -> None:
     rois, level = rois[:4], torch.tensor([0, 2, 1, 0])
     spec = Pooling(kind, (1, 2), (1.0, 1.0, 0.5, 0.4, 0.25, 0.25))
     check(maps, rois, spec, level)
-
-    def run(count: int, level: list[int]) -> list[Tensor]:
-        features, boxes, levels = [each.to(DEVICE) for each in maps], rois[:count].to(DEVICE), torch.tensor(level)
-        out = kernel.pool(features, boxes, levels.to(DEVICE), spec)
-        shapes = [size for each in maps for size in each.shape]
-        grads = kernel.pool_grad(torch.ones_like(out), features, shapes, False, boxes, levels.to(DEVICE), spec)
-        return [out, kernel.pool_box_grad(torch.ones_like(out), features, boxes, levels.to(DEVICE), spec), *grads]
-
-    out, to_boxes, *to_maps = run(4, [0, 2, 3, -(2**40)])
-    alone, boxes_alone, *maps_alone = run(2, [0, 2])
-    assert bool(out[2:].isnan().all())
-    assert not to_boxes[2:].any()
-    assert all(map(torch.equal, [out[:2], to_boxes[:2], *to_maps], [alone, boxes_alone, *maps_alone]))
+    assert_unknown_levels_take_no_part(maps, rois, [0, 2], spec)
 
 
 @pytest.mark.parametrize("kind", ["max", "cells"])
 def test_a_bad_box_is_nan_and_takes_no_part(kind: str) -> None:
-    """Not even where the gradient to its output is NaN: the others' are theirs alone, bit for bit."""
     input, good = generic_case(dtype=torch.float32)
-    bad = rows((2, 0, 0, 3, 3), (-1, 0, 0, 3, 3), (0.5, 0, 0, 3, 3), (1, math.nan, 0, 3, 3), (0, 0, -math.inf, 3, 3))
-    spec = Pooling(kind, (1, 2), (2.0, 2.0))
-    input, mixed = input.to(DEVICE), torch.cat([good[:1], bad.float(), good[1:3]]).to(DEVICE)
-    is_good = torch.tensor([True] + [False] * len(bad) + [True] * 2, device=DEVICE)
-    grad = torch.randn(len(mixed), 2, 1, 2, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    grad[~is_good] = math.nan
-    out, alone = (kernel.pool([input], rois, None, spec) for rois in (mixed, mixed[is_good]))
-    assert bool(out[~is_good].isnan().all())
-    assert torch.equal(out[is_good], alone)
-    to_maps, to_boxes = gradients(grad, input, mixed, spec)
-    assert torch.equal(to_maps, gradients(grad[is_good], input, mixed[is_good], spec)[0])
-    assert not to_boxes[~is_good].any()
-    assert bool(to_boxes.isfinite().all())
-
-
-def gradients(grad: Tensor, input: Tensor, rois: Tensor, spec: Pooling) -> tuple[Tensor, Tensor]:
-    """By the kernels, to the map and to the rois."""
-    last = input.stride(1) == 1
-    (to_map,) = kernel.pool_grad(grad, [input], list(input.shape), last, rois, None, spec)
-    return to_map, kernel.pool_box_grad(grad, [input], rois, None, spec)
+    assert_bad_boxes_take_no_part(input, good[:3], BAD, Pooling(kind, (1, 2), (2.0, 2.0)))
 
 
 # Which is the first.
@@ -254,13 +196,6 @@ def test_the_same_bits_whoever_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backward, "WORDS", 1)
     monkeypatch.setattr(maximum, "offset_type", lambda *reach: tl.int64)
     assert torch.equal(gradient(blocks.Tile(8, 16, 16, 4)), first)
-
-
-STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
-    "expanded": lambda grad: grad[:1, :1, :1, :1].expand(grad.shape),
-    "transposed": lambda grad: grad.transpose(2, 3).contiguous().transpose(2, 3),
-    "every second": lambda grad: grad.repeat_interleave(2, 3)[..., ::2],
-}
 
 
 @pytest.mark.parametrize("strides", STRIDES)
