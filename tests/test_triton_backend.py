@@ -114,7 +114,7 @@ def test_who_serves_what_by_default() -> None:
         "print(serves('cells'), serves('cells', dtype=torch.bfloat16))\n"
         "print(serves('ps_avg'), serves('ps_avg', ratio=0), serves('ps_cells'))\n"
         "print(serves('rotated'), serves('moved'), serves(scales=(1.0,)), serves(scales=(1.0,) * 3))\n"
-        "print(serves('max', scales=(1.0,)), serves('max', scales=(1.0,) * 3))\n"
+        "print(serves('max', scales=(1.0,)), serves('max', scales=(1.0,) * 3), serves('cells', scales=(1.0,) * 3))\n"
         "torch.use_deterministic_algorithms(True)\n"
         "print(serves(), serves('cells'))\n"
     )
@@ -125,7 +125,7 @@ def test_who_serves_what_by_default() -> None:
         "torchvision triton",
         "torchvision triton triton",
         "triton triton triton triton",
-        "triton reference",
+        "triton triton triton",
         "triton triton",
     ]
 

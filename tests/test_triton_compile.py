@@ -39,16 +39,16 @@ LIMITS = {
     "tables.tables": Limits((72, 160, 64), 72, (0, 0, 0)),
     "tables.tables with slopes": Limits((96, 208, 72), 96, (0, 0, 0)),
     "candidates.candidates": Limits((112, 160, 80), 112, (0, 64, 0)),
-    "candidates.candidates with slopes": Limits((144, 168, 96), 112, (0, 64, 0)),
+    "candidates.candidates with slopes": Limits((144, 168, 96), 128, (0, 64, 0)),
     "forward.rows": Limits((256, 256, 152), 0, (8704, 8704, 8192)),
     "forward.gather": Limits((64, 56, 72), 64, (0, 2048, 0)),
     "backward.mark": Limits((32, 32, 24), 32, (16, 16, 16)),
     "backward.gather": Limits((96, 128, 72), 160, (2048, 2560, 4096)),
     "box_grad.sum_slopes": Limits((120, 128, 128), 168, (3584, 7168, 2048)),
     "search.choose": Limits((80, 72, 40), 80, (0, 0, 0), 8),
-    "search.choose of winners": Limits((72, 80, 32), 64, (512, 2048, 512), 8),
-    "maximum.gather": Limits((96, 120, 48), 160, (2048, 4096, 4096), 8),
-    "maximum.sum_slopes": Limits((96, 128, 40), 112, (16, 32, 16)),
+    "search.choose of winners": Limits((72, 80, 32), 80, (512, 2048, 512), 8),
+    "maximum.gather": Limits((96, 120, 56), 160, (2048, 4096, 4096), 8),
+    "maximum.sum_slopes": Limits((96, 128, 48), 160, (16, 32, 16)),
     "gather.pool": Limits((96, 96, 40), 64, (256, 512, 256)),
     "gather.gather": Limits((152, 144, 64), 160, (128, 512, 0)),
     "gather.sum_rates": Limits((120, 128, 64), 120, (256, 256, 128)),
@@ -80,7 +80,8 @@ CASES: list[Case] = [
     {"kind": "rotated", "bins": 14, "ratio": 0, "maps": 4, "sparse": True},
     *({"kind": "moved", "last": last} for last in (False, True)),
     {"kind": "moved", "ratio": 0, "maps": 4, "sparse": True},
-    *({"rank": 3, "last": last} for last in (False, True)),
+    *({"rank": 3, "kind": kind, "last": last} for kind in ("avg", "max") for last in (False, True)),
+    {"rank": 3, "kind": "cells", "ratio": 0},
     *({"rank": 1, "kind": kind} for kind in ("avg", "max")),
 ]
 KINDS: list[Case] = [
@@ -89,7 +90,7 @@ KINDS: list[Case] = [
     *({"kind": "max", "last": last} for last in (False, True)),
     {"kind": "cells", "ratio": 0},
     *({"kind": kind} for kind in ("ps_avg", "rotated", "moved")),
-    {"rank": 3},
+    *({"rank": 3, "kind": kind} for kind in ("avg", "max")),
 ]
 
 

@@ -16,21 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...spec import KINDS, MAPS, PLANAR, RANKS, Call, Pooling, check_kind
+from ...spec import KINDS, Call, Pooling, check_kind
 from .. import operator, tracing
 from .version import version
 
-# The ranks of the maps that there are kernels for, by kind.
-SERVED = {
-    "avg": RANKS,
-    "integral": RANKS,
-    "max": (1, 2),
-    "cells": (1, 2),
-    "ps_avg": PLANAR,
-    "ps_cells": PLANAR,
-    "rotated": PLANAR,
-    "moved": PLANAR,
-}
+SERVED = ("avg", "integral", "max", "cells", "ps_avg", "ps_cells", "rotated", "moved")  # which there are kernels of
 DEVICES = ("cuda", "xpu")  # PyTorch's names; ROCm is "cuda"
 LEAST = (3, 6)  # of Triton's versions, the one that the oldest PyTorch we take comes with
 NOTE = (
@@ -46,8 +36,6 @@ def why_not(call: Call) -> str:
     input = call.features[0]
     if call.spec.kind not in SERVED:
         return f"there is no kernel of kind {call.spec.kind!r} in Triton"
-    if call.spec.rank not in SERVED[call.spec.kind]:
-        return f"there is no kernel of kind {call.spec.kind!r} for maps {MAPS[call.spec.rank]} in Triton"
     on_gpu = input.device.type in DEVICES
     if on_gpu and tracing.hides_values(input):  # a graph, which may run on another machine
         return "" if _INSTALLED else "Triton is not installed"
@@ -93,7 +81,7 @@ def _driven() -> str:
 
 def _serves(spec: Pooling) -> bool:
     """Asked no earlier than when an operator runs on such a device."""
-    return spec.rank in SERVED.get(spec.kind, ()) and not unready()
+    return spec.kind in SERVED and spec.rank in KINDS[spec.kind].ranks and not unready()
 
 
 class _Directions(NamedTuple):
@@ -108,10 +96,10 @@ def _by(spec: Pooling) -> _Directions:
     from . import backward, box_grad, forward, gather, maximum
 
     kind = KINDS[check_kind(spec.kind)]
-    if spec.rank not in SERVED[spec.kind]:
+    if spec.rank not in kind.ranks:
         raise ValueError(
             f"output_size: got {tuple(spec.output_size)}; expected as many numbers as a map has axes, for a "
-            f"kernel of kind {spec.kind!r}, {' or '.join(map(str, SERVED[spec.kind]))}"
+            f"kernel of kind {spec.kind!r}, {' or '.join(map(str, kind.ranks))}"
         )
     if kind.maximum:
         return _Directions(maximum.pool, maximum.pool_grad, maximum.pool_box_grad)

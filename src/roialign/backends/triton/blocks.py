@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from operator import mul
 from typing import NamedTuple
 
 import torch
@@ -81,9 +82,9 @@ BACKWARD = {"full": Tile(4, 8, 32, 1), "sparse": Tile(4, 8, 16, 1)}
 
 
 def forward_blocks(out: Tensor, gathers: bool) -> Blocks:
-    """For an output ``[K, C, PH, PW]``; ``gathers`` where the kernel makes no product."""
+    """For an output ``[K, C, *output_size]``; ``gathers`` where the kernel makes no product."""
     kernel = "gather" if gathers else "rows"
-    boxes, channels, height, width = out.shape
+    (boxes, channels), (height, width) = out.shape[:2], out.shape[-2:]
     bins = bins_at_once(width)
     # A row of bins is a program's, or a whole box's where it gathers.
     programs = boxes * (1 if gathers else height) * cdiv(width, bins)
@@ -137,9 +138,8 @@ def offset_type(*blocks: int) -> tl.dtype:
 
 def forward_offset(maps: Sequence[Tensor], out: Tensor, channels: int) -> tl.dtype:
     """Where a program reads rows of so many channels of a map, and writes a box's bins of them."""
-    reach = [channels * abs(each.stride(1)) + each.shape[3] * abs(each.stride(3)) for each in maps]
-    _, _, height, width = out.shape
-    return offset_type(*reach, channels * out.stride(1) + height * out.stride(2) + width * out.stride(3))
+    reach = [channels * abs(each.stride(1)) + each.shape[-1] * abs(each.stride(-1)) for each in maps]
+    return offset_type(*reach, channels * out.stride(1) + sum(map(mul, out.shape[2:], out.stride()[2:])))
 
 
 @cache

@@ -100,8 +100,10 @@ def pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Ten
 
 
 def of_edges(found: Tensor, rois: Tensor) -> Tensor:
-    """Of the gradient to x1, y1, x2 and y2 what rois have: those of a signal have no y."""
-    return found[:, ::2] if rois.shape[1] == 3 else found
+    """Of the gradient to x1, y1, x2, y2 and, on volumes, z1 and z2 what rois have, in their order."""
+    if rois.shape[1] == 7:  # by slices, since an index would have to be sent to the device
+        return torch.cat([found[:, :2], found[:, 4:5], found[:, 2:4], found[:, 5:]], 1)
+    return found[:, ::2] if rois.shape[1] == 3 else found  # a signal has no y
 
 
 def _summed(grad: Tensor, features: list[Tensor], tables: Tables, spec: Pooling) -> Tensor:

@@ -1,7 +1,8 @@
 """Where a bin's maximum can lie: its samples along each axis, or its whole cells, listed on the device.
 
 The rules are those of ``axis.py``; like the tables of ``tables.py`` these are made without fused multiply-adds. Along
-axis ``a`` (0 for y, 1 for x) of box ``k``, bin ``p`` has its candidates in the slots ``slot``, ``slot + 1``, ...::
+axis ``a`` (0 for y, 1 for x, or of a volume 0 for z and so on) of box ``k``, bin ``p`` has its candidates in the slots
+``slot``, ``slot + 1``, ...::
 
     begin, end, slot, count = bins[k, a, :, p]     begin <= touched cells < end; count is 0 where the bin is empty
     begin, end, image or level = boxes[k, a]       as in ``tables.py``
@@ -18,6 +19,7 @@ for each bin. A sample may be listed twice, which changes no maximum.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -26,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...spec import KINDS, Pooling
-from .maps import pick
+from .maps import coded, pick, size_of
 from .rules import mirrored, place, position, previous, reach, samples_before
 from .tables import find_box, fits_float32, of_boxes
 
@@ -35,11 +37,11 @@ SPARE: int = ALL.value + 4  # and those of two cells that neighbours share
 
 
 class Candidates(NamedTuple):
-    """The tables of K boxes, as the head of this file lays them out; P is the larger of the two output sizes.
+    """The tables of K boxes on maps of A axes, as the head of this file lays them out; P is the largest output size.
 
     Attributes:
-        bins: int32 ``[K, 2, 4, P]``.
-        boxes: int32 ``[K, 2, 3]``.
+        bins: int32 ``[K, A, 4, P]``.
+        boxes: int32 ``[K, A, 3]``.
         cell: int32 ``[K, row]``; like all that follow without columns where whole cells are pooled.
         near: ``[K, row]`` in the type in which is summed.
         far: likewise.
@@ -68,11 +70,11 @@ def make_candidates(
     """Candidates of a pooling that takes a maximum, see ``tables.make_tables``."""
     slots = slots_of(shapes, spec)
     row = sum(slots)
-    boxes, most = rois.shape[0], max(spec.output_size)
+    boxes, axes, most = rois.shape[0], len(slots), max(spec.output_size)
     near = rois.new_empty(boxes, row, dtype=dtype)
     made = Candidates(
-        bins=rois.new_empty(boxes, 2, 4, most, dtype=torch.int32),
-        boxes=rois.new_empty(boxes, 2, 3, dtype=torch.int32),
+        bins=rois.new_empty(boxes, axes, 4, most, dtype=torch.int32),
+        boxes=rois.new_empty(boxes, axes, 3, dtype=torch.int32),
         cell=rois.new_empty(boxes, row, dtype=torch.int32),
         near=near,
         far=torch.empty_like(near),
@@ -81,20 +83,24 @@ def make_candidates(
     )
     if boxes:
         arguments, constants = of_boxes(shapes, rois, level, spec, slopes)
-        _candidates[(boxes, 2)](*arguments, *made, *slots, SAMPLES=KINDS[spec.kind].samples, **constants)
+        ends = coded(accumulate(slots))
+        _candidates[(boxes, axes)](
+            *arguments, *made, coded(slots), ends, row, SAMPLES=KINDS[spec.kind].samples, **constants
+        )
     return made
 
 
 def slots_of(shapes: Sequence[Sequence[int]], spec: Pooling) -> list[int]:
-    """How many slots a box has along y and along x: none where whole cells are pooled."""
+    """How many slots a box has along each axis: none where whole cells are pooled."""
+    longest = [max(sizes) for sizes in list(zip(*shapes, strict=True))[2:]]
     if not KINDS[spec.kind].samples:
-        return [0, 0]
-    longest = [max(shape[axis] for shape in shapes) for axis in (2, 3)]
+        return [0] * len(longest)
     slots = [
         _most_slots(length, bins, spec.sampling_ratio) for length, bins in zip(longest, spec.output_size, strict=True)
     ]
     if sum(slots) >= 2**31:
-        raise ValueError(f"features: got maps of {longest[0]} x {longest[1]} cells; expected at most 2**29 an axis")
+        got = " x ".join(map(str, longest))
+        raise ValueError(f"features: got maps of {got} cells; expected at most 2**29 an axis")
     return slots
 
 
@@ -104,29 +110,28 @@ def _most_slots(length: int, bins: int, ratio: int) -> int:
     return min(most, ratio * bins) if ratio else most
 
 
-@triton.jit(
-    do_not_specialize=["images", "ratio", "halvings", "slots_y", "slots_x"]
-)  # fmt: skip
+@triton.jit(do_not_specialize=["images", "ratio", "halvings", "row"])
 def _candidates(
-    rois, level, images, lengths, scales, counts, ratio, halvings, bins, boxes, cell, near, far, dlo, dhi, slots_y,
-    slots_x, LEVELS: tl.constexpr, LINE: tl.constexpr, COLUMNS: tl.constexpr, P: tl.constexpr, SAMPLES: tl.constexpr,
+    rois, level, images, lengths, scales, counts, ratio, halvings, bins, boxes, cell, near, far, dlo, dhi, slots,
+    ends, row, LEVELS: tl.constexpr, LINE: tl.constexpr, COLUMNS: tl.constexpr, P: tl.constexpr, SAMPLES: tl.constexpr,
     ALIGNED: tl.constexpr, SLOPES: tl.constexpr, WIDE: tl.constexpr, PB: tl.constexpr, TB: tl.constexpr,
 ):  # fmt: skip
-    """Grid (K, 2): one axis of one box."""
+    """Grid (K, axes): one axis of one box."""
+    AXES: tl.constexpr = len(lengths)
     k = tl.program_id(0).to(tl.int64)
     along = tl.program_id(1)
     image, one, lo, hi, scale, length = find_box(rois, level, k, along, images, lengths, scales, LEVELS, LINE, COLUMNS)
     if LINE:  # one row of samples does
         ratio = tl.where(along == 0, 1, ratio)
-    box = boxes + k * 6 + along * 3
+    box = boxes + k * (3 * AXES) + along * 3
     tl.store(box + 2, tl.where(along == 0, image, one))
     count = pick(counts, along)
     live = tl.where(image >= 0, count, 0)
-    bins += (k * 2 + along) * (4 * P)
-    row = k * (slots_y + slots_x)
-    tables = (cell + row, near + row, far + row, dlo + row, dhi + row)
-    origin = tl.where(along == 0, 0, slots_y)
-    stop = tl.where(along == 0, slots_y, slots_y + slots_x)
+    bins += (k * AXES + along) * (4 * P)
+    own = k * row
+    tables = (cell + own, near + own, far + own, dlo + own, dhi + own)
+    stop = size_of(ends, along)
+    origin = stop - size_of(slots, along)
     if WIDE:
         fits: tl.constexpr = 0
     else:

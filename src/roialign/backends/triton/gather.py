@@ -22,9 +22,10 @@ from .. import operator
 from ..memory import is_channels_last
 from .backward import locate, lowest_bit, mark_tiles, tile_of
 from .blocks import BACKWARD, backward_tile, bin_blocks, cdiv, offset_type, some_channels
+from .box_grad import of_edges
 from .forms import bounds, rates, weigh
 from .frames import make_frames
-from .maps import coded, decoded, map_of, pick, size_of, strides_of
+from .maps import as_volumes, coded, depth_stride, map_of, size_of, strides_of
 from .tables import make_tables, rule_of
 
 CELLS = 4  # along each axis of the window that a program reads at a time
@@ -101,10 +102,7 @@ def _window(
     """Of a box: its image, where that begins in channel ``first`` of its map, and the map's strides along c, z, y, x.
     Of a window of cells: their y and x, and how far they and these channels are from where it begins."""
     image, base, sc, sh, sw = map_of(boxes, k, maps, sn, sc, sh, sw, first, LAST, 3 if DEEP else 2)
-    along_z = sw
-    if DEEP:
-        along_z = pick(sd, tl.load(boxes + k * 9 + 5))
-        along_z = along_z if LAST else decoded(along_z)
+    along_z = depth_stride(boxes, k, sd, LAST, DEEP)
     cell = tl.arange(0, SIDE * SIDE)
     y = cell // SIDE
     x = cell % SIDE
@@ -274,7 +272,7 @@ def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooli
         return out
     real = torch.promote_types(out.dtype, torch.float32)
     boxes, form, constants = make_forms([each.shape for each in features], rois, level, spec, real)
-    maps, deep = _deep(features), _deep([out])[0]
+    maps, deep = as_volumes(features), as_volumes([out])[0]
     blocks = bin_blocks(out)
     reach = [_reach(each, spec.group * blocks.channels) for each in maps]
     last = all(each.stride(1) == 1 for each in maps)
@@ -287,11 +285,6 @@ def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooli
         )  # fmt: skip
         maps = [each[:, part.shape[1] * spec.group :] for each in maps]
     return out
-
-
-def _deep(maps: Sequence[Tensor]) -> list[Tensor]:
-    """As volumes."""
-    return [each if each.dim() == 5 else each.unsqueeze(2) for each in maps]
 
 
 def _reach(map: Tensor, channels: int) -> int:
@@ -312,7 +305,7 @@ def pool_grad(
     grads = operator.make_gradients(grad, shapes, channels_last, spec.rank)
     real = torch.promote_types(grad.dtype, torch.float32)
     boxes, form, constants = make_forms([each.shape for each in grads], rois, level, spec, real)
-    to, (deep,) = _deep(grads), _deep([grad])
+    to, (deep,) = as_volumes(grads), as_volumes([grad])
     depths, heights, widths = (tuple(each.shape[axis] for each in to) for axis in (2, 3, 4))
     depth, channels = max(depths), grad.shape[1]
     tile = backward_tile(shapes[0] * depth, shapes[1], heights, widths, grad.device)
@@ -337,7 +330,7 @@ def pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Ten
         return out
     real = torch.promote_types(features[0].dtype, torch.float32)
     boxes, form, constants = make_forms([each.shape for each in features], rois, level, spec, real, slopes=True)
-    maps, (deep,) = _deep(features), _deep([grad])
+    maps, (deep,) = as_volumes(features), as_volumes([grad])
     bins, blocks, last = grad[0, 0].numel(), bin_blocks(grad), is_channels_last(features[0])
     sums = grad.new_empty(rois.shape[0], bins, RATES.value, dtype=real)
     reach = [_reach(each, spec.group * blocks.channels) for each in maps]
@@ -348,8 +341,8 @@ def pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Ten
         OFFSET=offset_type(*reach, blocks.channels * grad.stride(1)), num_warps=blocks.warps,
     )  # fmt: skip
     total = sums.sum(1)
-    if spec.rank == 3:  # x and y, z, of either corner; by slices, since an index would have to be sent to the device
-        out[:, 1:3], out[:, 3], out[:, 4:6], out[:, 6] = total[:, :2], total[:, 4], total[:, 2:4], total[:, 5]
+    if spec.rank == 3:
+        out[:, 1:] = of_edges(total, rois)
     elif spec.kind == "rotated":
         out[:, 1:] = total[:, :5]
     else:

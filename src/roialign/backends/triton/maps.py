@@ -33,6 +33,11 @@ def strides_of(maps: Sequence[Tensor], last: bool) -> tuple[tuple[int, ...], ...
     return strides if last else (*map(coded, strides[:-1]), strides[-1])
 
 
+def as_volumes(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Maps ``[N, C, H, W]`` as volumes of depth 1, and volumes as they are."""
+    return [each if each.dim() == 5 else each.unsqueeze(2) for each in maps]
+
+
 @triton.jit
 def decoded(code):
     """The number."""
@@ -76,3 +81,13 @@ def map_of(boxes, k, maps, sn, sc, sh, sw, c0, LAST: tl.constexpr, AXES: tl.cons
         down = decoded(down)
     base = pick(maps, one) + image.to(tl.int64) * along_n + c0 * channel
     return image, base, channel, down, pick(sw, one)
+
+
+@triton.jit
+def depth_stride(boxes, k, sd, LAST: tl.constexpr, DEEP: tl.constexpr):
+    """The stride along z of a box's map, a volume; of other maps nobody asks for it."""
+    stride = k * 0
+    if DEEP:
+        stride = pick(sd, tl.load(boxes + k * 9 + 5))
+        stride = stride if LAST else decoded(stride)
+    return stride
