@@ -21,8 +21,8 @@ def check(wheel: Path) -> str:
         header = archive.read(core)[:20]
     samples = sum(info.compress_size for info in infos if "/samples/" in info.filename)
     rest = wheel.stat().st_size - samples
-    shown = said("auditwheel", "show", wheel)
-    needed = re.search(r'consistent with\s+the\s+following platform tag:\s+"manylinux_(\d+)_(\d+)_(\w+)"', shown)
+    shown = " ".join(said("auditwheel", "show", wheel).split())  # which it breaks into lines anywhere
+    needed = re.search(r'consistent with the following platform tag: "manylinux_(\d+)_(\d+)_(\w+)"', shown)
     problems = []
     if int.from_bytes(header[18:20], "little") != MACHINES[machine]:
         problems.append(f"{core.filename} is not for {machine}")
