@@ -1,4 +1,4 @@
-"""One small data set as each format has it, written by hand and not by the package."""
+"""One small data set as each format has it, written by hand and not by the package; and what is true of any."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from PIL import Image
+
+from roialign.detection.datasets import AnnotatedImages
 
 
 class Drawn(NamedTuple):
@@ -88,3 +91,17 @@ def write_csv(folder: Path, scenes: Sequence[Drawn]) -> Path:
     ]
     (folder / "boxes.csv").write_text("\n".join(["image_path,xmin,ymin,xmax,ymax,label", *rows]) + "\n")
     return folder / "boxes.csv"
+
+
+def check_entries(data: AnnotatedImages, raw: bytes) -> None:
+    """What is true of every data set that was read, whatever its files said."""
+    for entry in data.entries:
+        both = torch.cat([entry.boxes, entry.crowds])
+        assert (both[:, :2] >= 0).all(), raw
+        assert (both[:, :2] < both[:, 2:]).all(), raw
+        assert (both[:, 2:] <= torch.tensor([entry.width, entry.height])).all(), raw
+        labels = torch.cat([entry.labels, entry.crowd_labels])
+        assert len(labels) == len(both), raw
+        assert ((labels >= 1) & (labels <= len(data.classes))).all(), raw
+        assert entry.areas.isfinite().all(), raw
+    assert len(data.digest()) == 16
