@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import struct
+import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -101,6 +102,16 @@ def test_damage_is_named_and_what_came_before_counts(tmp_path: Path) -> None:
     assert next(frames).frame == 0
     with pytest.raises(DamagedImageError, match=r"bad\.mp4: damaged: .*after \d+ (of 60 )?frames"):
         list(frames)
+
+
+def test_without_pyav_the_extra_is_named_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    film(tmp_path / "a.mp4")
+    picture(0).save(tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, "av", None)
+    words = ["detect", tmp_path / "a.png", tmp_path / "a.mp4", "--out", tmp_path / "out"]
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert "videos need PyAV: pip install 'roialign[video]'" in str(done.exception)
+    assert not (tmp_path / "out" / "a.jpg").exists()
 
 
 def test_what_is_recorded_is_shown_at_its_time(tmp_path: Path) -> None:
