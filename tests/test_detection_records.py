@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tifffile
 import torch
 from click.testing import Result
 from PIL import Image
@@ -269,6 +270,22 @@ def test_a_box_across_the_180th_meridian_does_not_go_around_the_earth(tmp_path: 
         longitudes = [longitude for longitude, _ in ring]
         assert max(longitudes) - min(longitudes) < 0.2
         assert max(map(abs, longitudes)) == 180
+
+
+@pytest.mark.parametrize("turn", [2, 3, 4])
+def test_a_turn_that_keeps_the_size_is_seen_too(turn: int, tmp_path: Path) -> None:
+    """Photos are upright, and GDAL's pixels are not."""
+    photo = georeferenced(tmp_path / "a.tif", (0.5, 0, 512_000, 0, -0.5, 4_970_000), "EPSG:32612")
+    assert place_of(photo)[0] is not None
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        page = tiff.pages[0].aspage()
+        kept = [page.tags[code] for code in (33550, 33922, 34735, 34737)]  # scale, tie point, geo keys and their words
+        tags = [(tag.code, tag.dtype, tag.count, tag.value, True) for tag in kept]
+        for name, more in (("same", []), ("turned", [(274, "H", 1, turn, True)])):
+            tifffile.imwrite(tmp_path / f"{name}.tif", page.asarray(), photometric="rgb", extratags=[*tags, *more])
+    assert place_of(Photo(tmp_path / "same.tif")) == place_of(photo)
+    place, note = place_of(Photo(tmp_path / "turned.tif"))
+    assert (place, "orientation tag" in note) == (None, True)
 
 
 def test_what_has_no_place_has_pixels_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

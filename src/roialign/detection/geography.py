@@ -18,7 +18,7 @@ READERS = {
     b"\x89PNG": "PNG",
     b"\0\0\0\x0cjP": "JP2OpenJPEG",
 }
-GEOKEYS = 34735  # the tag that makes a TIFF a GeoTIFF
+GEOKEYS, ORIENTATION = 34735, 274  # of a TIFF: the tag that makes it a GeoTIFF, and the one that turns it
 WGS84 = "EPSG:4326"
 DIGITS = 8  # of a degree: a millimetre
 
@@ -65,7 +65,7 @@ def place_of(photo: Photo) -> tuple[Place | None, str]:
         import rasterio
         from rasterio.errors import NotGeoreferencedWarning, RasterioError
     except ModuleNotFoundError:
-        if reader == "JP2OpenJPEG" or (reader == "GTiff" and _is_geotiff(photo.path)):
+        if reader == "JP2OpenJPEG" or (reader == "GTiff" and _page(photo.path, GEOKEYS) is not None):
             raise ModuleNotFoundError(
                 f"{photo.path}: may be georeferenced, which rasterio tells: pip install 'roialign[geo]'",
                 name="rasterio",
@@ -82,7 +82,7 @@ def place_of(photo: Photo) -> tuple[Place | None, str]:
         return None, ""
     if place.system is None:
         return None, "has a place but no coordinate system: its boxes are in pixels"
-    if size != (photo.width, photo.height):
+    if size != (photo.width, photo.height) or (reader == "GTiff" and _page(photo.path, ORIENTATION) not in (None, 1)):
         return None, "has a place, but is turned by its orientation tag: its boxes are in pixels"
     return place, ""
 
@@ -93,8 +93,9 @@ def _reader(path: Path) -> str | None:
     return next((reader for magic, reader in READERS.items() if begin.startswith(magic)), None)
 
 
-def _is_geotiff(path: Path) -> bool:
+def _page(path: Path, tag: int) -> Any:
+    """What a tag of a TIFF's first page says, or None."""
     from tifffile import TiffFile
 
     with TiffFile(path) as tiff:
-        return GEOKEYS in tiff.pages[0].aspage().tags
+        return tiff.pages[0].aspage().tags.valueof(tag)
