@@ -33,7 +33,7 @@ from triton_device import DEVICE, needs_kernels
 tl = pytest.importorskip("triton.language")
 pytestmark = needs_kernels
 
-from roialign.backends.triton import backward, blocks, gather  # noqa: E402
+from roialign.backends.triton import backward, blocks, gather, tables  # noqa: E402
 
 POOLINGS = {
     "fixed": Pooling("ps_avg", (2, 1), (0.9, 0.8), 2, True),
@@ -129,6 +129,17 @@ def test_more_channels_than_one_launch_takes(name: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(gather, "SECOND", 2)
     monkeypatch.setattr(gather, "bin_blocks", lambda out: blocks.Blocks(32, 1, 2))
     assert torch.equal(kernel.pool([input], rois[1:3], None, spec), expected)
+
+
+@pytest.mark.parametrize("name", ["fixed", "rotated", "moved", "volume"])
+def test_boxes_in_groups(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One at a time: the gradient to the boxes has the same bits."""
+    spec = POOLINGS[name]
+    input, rois = (each.to(DEVICE) for each in call_of(spec))
+    grad = torch.ones_like(kernel.pool([input], rois[1:4], None, spec))
+    expected = kernel.pool_box_grad(grad, [input], rois[1:4], None, spec)
+    monkeypatch.setattr(tables, "TOGETHER", 1)
+    assert torch.equal(kernel.pool_box_grad(grad, [input], rois[1:4], None, spec), expected)
 
 
 @pytest.mark.parametrize("strides", STRIDES)

@@ -26,7 +26,7 @@ from .box_grad import of_edges
 from .forms import bounds, rates, weigh
 from .frames import make_frames
 from .maps import as_volumes, coded, depth_stride, map_of, size_of, strides_of
-from .tables import make_tables, rule_of
+from .tables import groups, make_tables, row_of, rule_of
 
 CELLS = 4  # along each axis of the window that a program reads at a time
 RATES = tl.constexpr(6)  # numbers that place a bin, at most
@@ -329,24 +329,34 @@ def pool_box_grad(grad: Tensor, features: list[Tensor], rois: Tensor, level: Ten
     if grad.numel() == 0 or spec.kind == "ps_cells":
         return out
     real = torch.promote_types(features[0].dtype, torch.float32)
-    boxes, form, constants = make_forms([each.shape for each in features], rois, level, spec, real, slopes=True)
+    shapes = [each.shape for each in features]
+    numbers = RATES.value * grad[0, 0].numel() + 3 * row_of(shapes, spec)[0] * (KINDS[spec.kind].box == "corners")
+    for some, own, levels in groups(rois, level, numbers * real.itemsize):
+        out[some, 1:] = _summed(
+            grad[some], features, own, make_forms(shapes, own, levels, spec, real, slopes=True), spec, real
+        )
+    return out
+
+
+def _summed(
+    grad: Tensor, features: list[Tensor], rois: Tensor, forms: Forms, spec: Pooling, real: torch.dtype
+) -> Tensor:
+    """Of some boxes, all that rois have but the batch index."""
+    boxes, form, constants = forms
     maps, (deep,) = as_volumes(features), as_volumes([grad])
-    bins, blocks, last = grad[0, 0].numel(), bin_blocks(grad), is_channels_last(features[0])
-    sums = grad.new_empty(rois.shape[0], bins, RATES.value, dtype=real)
+    count, bins, last = grad.shape[0], grad[0, 0].numel(), is_channels_last(features[0])
+    blocks = bin_blocks(grad)
+    sums = grad.new_empty(count, bins, RATES.value, dtype=real)
     reach = [_reach(each, spec.group * blocks.channels) for each in maps]
-    _sum_rates[(rois.shape[0] * bins,)](
+    _sum_rates[(count * bins,)](
         deep, *deep.stride(), tuple(maps), *strides_of(maps, last), boxes, form, sums,
         grad.shape[1], **constants,
         SIDE=CELLS, BC=blocks.channels, LAST=last,
         OFFSET=offset_type(*reach, blocks.channels * grad.stride(1)), num_warps=blocks.warps,
     )  # fmt: skip
     total = sums.sum(1)
-    if spec.rank == 3:
-        out[:, 1:] = of_edges(total, rois)
-    elif spec.kind == "rotated":
-        out[:, 1:] = total[:, :5]
-    else:
-        out[:, 1:5] = total[:, :4]
+    if spec.kind == "rotated":
+        return total[:, :5]
     if spec.kind == "moved":
-        out[:, 5:] = sums[:, :, 4:].transpose(1, 2).flatten(1)
-    return out
+        return torch.cat([total[:, :4], sums[:, :, 4:].transpose(1, 2).flatten(1)], 1)
+    return of_edges(total[:, : 2 * spec.rank], rois)
