@@ -1,6 +1,6 @@
 """The kernels in Triton, in what only a GPU can show: its rounding, streams, graphs and memory.
 
-No GPU has run this file yet. ``.ci/gpu`` runs it, with the other tests of the kernels, on a machine that has one.
+``.ci/gpu`` runs it, with the other tests of the kernels, where there is one; ``docs/gpu.md`` says what ran where.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import as_rotated, some_offset
 from roialign import backends
 from roialign.spec import Pooling
+from strategies import lay_out
+from triton_calls import placed
 from triton_device import DEVICE, STATUS
 
 pytestmark = pytest.mark.skipif(DEVICE != "cuda" or not STATUS.ready, reason=f"needs a GPU; {STATUS.reason}")
@@ -28,8 +29,13 @@ POOLINGS = {
     "position-sensitive": Pooling("ps_avg", (7, 7), SCALES, 0, True),
     "rotated": Pooling("rotated", (7, 7), SCALES, 2, True),
     "moved": Pooling("moved", (7, 7), SCALES, 2, True),
+    "volume": Pooling("avg", (2, 3, 3), (0.1, *SCALES), 2, True),
+    "volume max": Pooling("max", (2, 3, 3), (0.1, *SCALES), 0, True),
+    "volume cells": Pooling("cells", (2, 3, 3), (0.1, *SCALES)),
+    "signal": Pooling("avg", (7,), SCALES[:1], 2, True),
 }
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+LENGTHS = (16, 50, 84)  # along z, y and x
+LAYOUTS = ("contiguous", "channels_last")
 each_pooling = pytest.mark.parametrize("name", POOLINGS)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
@@ -46,18 +52,16 @@ def make_call(
     """A map, rois with a bad one among them, and the gradient to what is pooled."""
     generator = torch.Generator().manual_seed(seed)
     spec = POOLINGS[name]
-    map = torch.randn(2, 40 if spec.group == 1 else 5 * spec.group, 50, 84, generator=generator).to(dtype)
+    channels = 40 if spec.group == 1 else 5 * spec.group
+    map = torch.randn(2, channels, *LENGTHS[-spec.rank :], generator=generator).to(dtype)
     corner = torch.rand(boxes, 2, generator=generator) * torch.tensor([300.0, 160.0]) - 8
     size = 4 * 40 ** torch.rand(boxes, 2, generator=generator)
     image = torch.randint(2, (boxes, 1), generator=generator)
     rois = torch.cat([image, corner, corner + size], 1)
     rois[5, 0], rois[7, 3] = 2, torch.nan
-    if spec.kind == "rotated":
-        rois = as_rotated(rois)
-    if spec.kind == "moved":
-        rois = torch.cat([rois, 0.1 * some_offset(rois, 7, 7).flatten(1)], 1)
-    grad = torch.randn(boxes, map.shape[1] // spec.group, 7, 7, generator=generator).to(dtype)
-    return map.to(device, memory_format=LAYOUTS[layout]), rois.to(device), grad.to(device)
+    rois = placed(rois, spec)
+    grad = torch.randn(boxes, channels // spec.group, *spec.output_size, generator=generator).to(dtype)
+    return lay_out(map.to(device), layout), rois.to(device), grad.to(device)
 
 
 def run(spec: Pooling, map: Tensor, rois: Tensor, grad: Tensor) -> list[Tensor]:
@@ -102,6 +106,17 @@ def test_the_same_bits_in_twenty_runs_and_under_load(name: str, layout: str) -> 
         with torch.cuda.stream(other):
             noise = (noise @ noise).softmax(1)
         assert all_equal(run(POOLINGS[name], *call), expected)
+
+
+@each_pooling
+def test_deterministic_mode_changes_nothing(name: str) -> None:
+    call = make_call(name, "contiguous")
+    expected = run(POOLINGS[name], *call)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert all_equal(run(POOLINGS[name], *call), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @each_pooling
@@ -162,12 +177,12 @@ def test_nobody_waits(name: str, layout: str) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("name", [name for name, spec in POOLINGS.items() if spec.kind in ("avg", "integral")])
+@pytest.mark.parametrize("name", ["fixed", "adaptive", "integral", "rotated", "moved"])
 @each_layout
 def test_memory_beside_input_and_output(name: str, layout: str) -> None:
     """At most 5 % of them, on a map and boxes as detectors have them."""
     spec = POOLINGS[name]
-    map = torch.randn(1, 256, 200, 336, device="cuda").contiguous(memory_format=LAYOUTS[layout])
+    map = lay_out(torch.randn(1, 256, 200, 336, device="cuda"), layout)
     _, rois, _ = make_call(name, layout, boxes=1000)
     rois[:, 0] = 0
     grad = torch.randn(1000, 256, 7, 7, device="cuda")
