@@ -37,8 +37,10 @@ POOLINGS = {
 @pytest.mark.parametrize(("name", "layout"), crosswise(POOLINGS, ("contiguous", "channels_last")))
 def test_maxima_and_their_gradients_are_the_reference_s(name: str, layout: str) -> None:
     input, rois = call_of(POOLINGS[name])
-    few = rois[2:3] if name == "many samples" else rois[[0, 1, 3]]
-    check([lay_out(input - 0.5, layout)], few, POOLINGS[name])
+    rois = rois[[0, 1, 3]]
+    if name == "many samples":
+        input, rois = input[:, :1, :2, :3, :4].contiguous(), rois[:1]
+    check([lay_out(input - 0.5, layout)], rois, POOLINGS[name])
 
 
 @pytest.mark.parametrize("kind", [pytest.param("max", marks=pytest.mark.slow), "cells"])
@@ -77,7 +79,7 @@ def test_levels_of_a_pyramid(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["max", "cells"])
 def test_a_bad_box_is_nan_and_takes_no_part(kind: str) -> None:
-    spec = Pooling(kind, (1, 2, 1), SCALES)
+    spec = Pooling(kind, (1, 2, 1), SCALES, 1 * (kind == "max"))
     input, good = call_of(spec)
     assert_bad_boxes_take_no_part(input, good[:2], placed(BAD, spec), spec)
 
