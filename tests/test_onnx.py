@@ -110,6 +110,15 @@ def test_two_scales() -> None:
     assert_same_for_every_count(lambda x, rois: roialign.roi_align(x, rois, 3, (0.5, 0.7), 2, True), random_map())
 
 
+@pytest.mark.parametrize("aligned", [False, True])
+def test_maximum_of_a_fixed_grid(aligned: bool) -> None:
+    """Of interpolated samples, as ours: ONNX's own maximum would be over weighted corners."""
+    pool = lambda x, rois: roialign.roi_align(x, rois, (3, 4), 0.5, 3, aligned, mode="max")  # noqa: E731
+    found = assert_same_for_every_count(pool, random_map())
+    attributes = {name: found.attributes[name].value for name in ("mode", "output_height", "sampling_ratio")}
+    assert attributes == {"mode": "avg", "output_height": 9, "sampling_ratio": 1}
+
+
 def test_roi_pool() -> None:
     assert_same_for_every_count(lambda x, rois: roialign.roi_pool(x, rois, 3, 0.5), random_map(), "MaxRoiPool")
 
@@ -119,6 +128,7 @@ LINES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "fixed, aligned": (lambda x, rois: roialign.roi_align(x, rois, (3,), 0.7, 3, True), "RoiAlign"),
     "adaptive": (lambda x, rois: roialign.roi_align(x, rois, 3, 0.7), "RoiAlign"),
     "adaptive, aligned, enlarged": (lambda x, rois: roialign.roi_align(x, rois, 3, 3.0, 0, True), "RoiAlign"),
+    "maximum": (lambda x, rois: roialign.roi_align(x, rois, 3, 0.5, 2, mode="max"), "RoiAlign"),
     "pool": (lambda x, rois: roialign.roi_pool(x, rois, 3, 0.5), "MaxRoiPool"),
 }
 

@@ -53,6 +53,7 @@ POOLS: dict[str, tuple[Callable[..., Tensor], str]] = {
     "fixed": (lambda x, rois: roialign.roi_align(x, rois, (3, 4), 0.5, 2), "RoiAlign"),
     "adaptive, aligned": (lambda x, rois: roialign.roi_align(x, rois, (3, 4), 0.5, -1, True), "RoiAlign"),
     "two scales": (lambda x, rois: roialign.roi_align(x, rois, 3, (0.5, 0.7), 2, True), "RoiAlign"),
+    "maximum": (lambda x, rois: roialign.roi_align(x, rois, (3, 4), 0.5, 2, mode="max"), "RoiAlign"),
     "pool": (lambda x, rois: roialign.roi_pool(x, rois, 3, 0.5), "MaxRoiPool"),
 }
 

@@ -22,7 +22,8 @@ SENSITIVE = "ONNX has no position-sensitive pooling. " + ATEN
 VOLUME = "ONNX pools no maps [N, C, D, H, W]. " + ATEN
 REFUSED = {
     "max": "ONNX's RoiAlign takes the maximum over a sample's four weighted corners, not over interpolated samples as "
-    "mode='max' means (https://github.com/onnx/onnx/issues/4764). Use mode='avg', or " + AOT,
+    "mode='max' means (https://github.com/onnx/onnx/issues/4764). It can be said of a fixed grid, sampling_ratio above "
+    "0. Use that, mode='avg', or " + AOT,
     "integral": "ONNX has no exact integration (Precise RoI pooling). Use roi_align, which comes close to it with "
     "aligned=False and a large sampling_ratio, or " + AOT,
     "ps_avg": SENSITIVE,
@@ -36,9 +37,10 @@ def onnx_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """How ``torch.onnx.export`` writes our operators: pass it as ``custom_translation_table``.
 
     On maps of rank 1 and 2 ``roi_align``, ``RoIAlign`` and ``MultiScaleRoIAlign`` become ONNX's standard ``RoiAlign``
-    (opset 16 and above, an adaptive grid as 0), ``roi_pool`` becomes ``MaxRoiPool``; the number of boxes may be
-    dynamic. float16 and bfloat16 maps are pooled in float32, as here. A runtime checks less: a batch index without an
-    image and a coordinate that is not finite are its own affair.
+    (opset 16 and above, an adaptive grid as 0; ``mode="max"`` of a fixed grid becomes one bin per sample and a
+    ``MaxPool``), ``roi_pool`` becomes ``MaxRoiPool``; the number of boxes may be dynamic. float16 and bfloat16 maps are
+    pooled in float32, as here. A runtime checks less: a batch index without an image and a coordinate that is not
+    finite are its own affair.
 
     Example:
         >>> import torch, roialign
@@ -53,9 +55,9 @@ def onnx_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     Raises:
         ImportError: onnxscript is not installed.
-        NotImplementedError: at export, for what ONNX cannot say: ``mode="max"`` as we mean it, ``prroi_pool``, maps of
-            rank 3, what is position-sensitive, rotated or deformable, and float64 boxes on a map of another dtype. It
-            names the way out.
+        NotImplementedError: at export, for what ONNX cannot say: ``mode="max"`` of an adaptive grid, ``prroi_pool``,
+            maps of rank 3, what is position-sensitive, rotated or deformable, and float64 boxes on a map of another
+            dtype. It names the way out.
     """
     try:
         from onnxscript import opset18
@@ -82,7 +84,7 @@ def write_pool(
     aligned: bool,
 ) -> Any:
     """``torch.ops.roialign.pool`` as ONNX's nodes, which are the methods of ``op``; ``dtype_of`` tells ONNX's types."""
-    if kind in REFUSED:
+    if kind in REFUSED and not (kind == "max" and sampling_ratio > 0):
         raise NotImplementedError(f"roialign: {REFUSED[kind]}.")
     rank = len(output_size)
     if rank == 3:
@@ -113,17 +115,23 @@ def write_pool(
         if kind == "cells":
             return op.MaxRoiPool(feature, rois, pooled_shape=list(size), spatial_scale=scale)
         image = op.Cast(op.Squeeze(op.Slice(rois, [0], [1], [1]), [1]), to=INT64)
-        return op.RoiAlign(
+        # The interpolated samples of a maximum are bins of one sample each.
+        samples = [sampling_ratio, sampling_ratio] if kind == "max" else [1, 1]
+        pooled = op.RoiAlign(
             feature,
             op.Slice(rois, [1], [5], [1]),
             image,
             coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
             mode="avg",
-            output_height=size[0],
-            output_width=size[1],
-            sampling_ratio=sampling_ratio,
+            output_height=size[0] * samples[0],
+            output_width=size[1] * samples[1],
+            sampling_ratio=sampling_ratio // samples[0],
             spatial_scale=scale,
         )
+        if kind == "max":
+            pooled = op.MaxPool(pooled, kernel_shape=samples, strides=samples)
+            pooled = pooled[0] if isinstance(pooled, tuple | list) else pooled  # in onnxscript with where it is
+        return pooled
 
     each = [scales[i : i + rank] for i in range(0, len(scales), rank)]  # level's
     if level is None:
