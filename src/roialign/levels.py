@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
@@ -44,6 +45,39 @@ def multi_scale_roi_align(
     if has_torch_function(watching):
         how = (featmap_names, output_size, sampling_ratio, canonical_scale, canonical_level, aligned, kind)
         return handle_torch_function(multi_scale_roi_align, watching, x, boxes, image_shapes, *how)
+    how = (featmap_names, output_size, sampling_ratio, canonical_scale, canonical_level, aligned, kind)
+    return backends.pool(*pyramid(x, boxes, image_shapes, *how))
+
+
+class Pyramid(NamedTuple):
+    """What is pooled from the levels of a pyramid: what every backend takes.
+
+    Attributes:
+        features: the maps of the levels.
+        rois: ``[K, 5]``.
+        level: ``[K]``, which of the maps; None if there is one.
+        spec: how.
+    """
+
+    features: list[Tensor]
+    rois: Tensor
+    level: Tensor | None
+    spec: Pooling
+
+
+def pyramid(
+    x: Mapping[str, Tensor],
+    boxes: Sequence[Tensor],
+    image_shapes: Sequence[tuple[int, ...]],
+    featmap_names: Sequence[str],
+    output_size: OutputSize,
+    sampling_ratio: int,
+    canonical_scale: float,
+    canonical_level: int,
+    aligned: bool,
+    kind: str,
+) -> Pyramid:
+    """The call of the operator that :func:`multi_scale_roi_align` with these arguments comes to."""
     named = unrecorded(_named_features, x, featmap_names, KINDS[kind].ranks)
     features = list(named.values())
     if not isinstance(boxes, list | tuple):
@@ -61,7 +95,7 @@ def multi_scale_roi_align(
     if KINDS[kind].samples:
         aligned = aligned or KINDS[kind].sensitive or rotated
         spec = spec._replace(sampling_ratio=check_sampling_ratio(sampling_ratio), aligned=aligned)
-    return backends.pool(features, rois, level, check_visited(spec))
+    return Pyramid(features, rois, level, check_visited(spec))
 
 
 def _named_features(x: Mapping[str, Tensor], featmap_names: Sequence[str], ranks: Sequence[int]) -> dict[str, Tensor]:

@@ -45,13 +45,18 @@ def along(maps: Tensor, matrix: Tensor, cell: int, shared: bool) -> Tensor:
     last axis lies as it is wanted, except where they are shared.
     """
     out: Tensor
+    last = maps.dim() - 1
+    cell += last + 1  # PyTorch's old exporter to ONNX takes no axes from the end
     if shared:
         moved = maps.movedim(cell, 0)
         rows = matrix.flatten(0, 1).mm(moved.flatten(1)).unflatten(0, matrix.shape[:2])
-        out = rows.unflatten(2, moved.shape[1:]).movedim(1, cell)
+        out = rows.unflatten(2, moved.shape[1:]).movedim(1, cell + 1)
     else:
-        moved = maps.movedim(cell, -1)
-        out = moved.flatten(1, -2).bmm(matrix.mT).unflatten(1, moved.shape[1:-1]).movedim(-1, cell)
+        moved = maps.movedim(cell, last)
+        others = moved.shape[1:-1]
+        # All is said, since of no boxes nobody could infer the middle; by the matrix, whose sizes a tracer follows.
+        rows = moved.reshape(matrix.shape[0], math.prod(others), matrix.shape[2])
+        out = rows.bmm(matrix.transpose(1, 2)).unflatten(1, others).movedim(last, cell)
     return out
 
 

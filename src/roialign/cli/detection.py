@@ -194,3 +194,21 @@ def detect(
         )
     if faults:
         sys.exit("\n  ".join([f"roialign detect: {len(faults)} images could not be read:", *map(shown, faults)]))
+
+
+@commands.command()
+def export(
+    model: Annotated[
+        Path | None, typer.Argument(help="The detector. Default: the tree crown detector of the package.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("model.onnx"),
+    photo: Annotated[
+        Path | None,
+        typer.Option(help="Hold ONNX Runtime's boxes to Python's on this one. Default: a photo of the package."),
+    ] = None,
+) -> None:
+    """Write a detector as ONNX, for runtimes without PyTorch, once ONNX Runtime finds what it finds."""
+    from ..detection.export import export
+
+    with _plain_errors("export"):
+        export(model, out, make_console(), photo)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.onnx import JitScalarType, symbolic_helper  # type: ignore[attr-defined]
 
-from .onnx import write_pool
+from .onnx import INT64, write_pool
 
 OPSET = 16  # the first whose RoiAlign says where a pixel's centre lies
 
@@ -71,3 +71,17 @@ def _pool(
 
 
 torch.onnx.register_custom_op_symbolic("roialign::pool", _pool, 9)  # type: ignore[attr-defined]
+
+
+@symbolic_helper.parse_args("v", "i")
+def _batch_index(graph: Any, index: Any, images: int) -> Any:
+    """Of the reference, where somebody traces that: -1 for what names no image."""
+    floating = _dtype_of(index)
+    zero, many = (graph.op("Cast", graph.op("Constant", value_t=torch.tensor(n)), to_i=floating) for n in (0, images))
+    named = graph.op("And", graph.op("GreaterOrEqual", index, zero), graph.op("Less", index, many))
+    whole = graph.op("And", named, graph.op("Equal", graph.op("Floor", index), index))
+    none = graph.op("Cast", graph.op("Constant", value_t=torch.tensor(-1)), to_i=floating)
+    return graph.op("Cast", graph.op("Where", whole, index, none), to_i=INT64)
+
+
+torch.onnx.register_custom_op_symbolic("roialign::batch_index", _batch_index, 9)  # type: ignore[attr-defined]
