@@ -6,6 +6,7 @@ import atexit
 import functools
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def server() -> subprocess.Popen[str]:
 def run(
     code: str, arguments: tuple[str, ...] = (), more: dict[str, str] | None = None, timeout: int = 240
 ) -> tuple[int, str, str]:
-    """Run code with what this process can import and its environment and more.
+    """Run code with what this process can import and its environment and more, for ``timeout`` seconds of a processor.
 
     Returns:
         The exit status, that of a signal negative, and what was written to stdout and stderr.
@@ -46,7 +47,10 @@ def become(code: str, arguments: list[str], env: dict[str, str], path: list[str]
     sys.argv[:], sys.path[:] = ["-c", *arguments], path
     for number, name in enumerate((os.devnull, files["out"], files["error"])):
         os.dup2(os.open(name, os.O_RDWR), number)
-    signal.alarm(timeout)  # and what hangs, even in the core, is killed
+    # What works without end is killed, even in the core, and so is what waits without end. The clock alone would not
+    # do: on a machine that others keep busy it has passed before the work is done.
+    resource.setrlimit(resource.RLIMIT_CPU, (timeout, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    signal.alarm(900)
     exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
 
 
