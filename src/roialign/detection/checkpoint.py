@@ -78,7 +78,8 @@ def save_detector(model: FasterRCNN, path: str | Path, *, half: bool = False, **
         card: anything JSON can hold to tell about the model; :func:`load_detector` gives it back as ``model.card``.
 
     Raises:
-        ValueError: the model's description or the card has what :func:`load_detector` would refuse.
+        ValueError: the model's description or the card has what :func:`load_detector` would refuse, or its norms are
+            folded.
         FileExistsError: the path is a link, a folder or a device.
     """
     write_atomically(Path(path), pack_detector(model, half=half, **card))
@@ -86,6 +87,8 @@ def save_detector(model: FasterRCNN, path: str | Path, *, half: bool = False, **
 
 def pack_detector(model: FasterRCNN, *, half: bool = False, **card: Any) -> bytes:
     """The content of the file that :func:`save_detector` writes."""
+    if getattr(model, "folded", False):
+        raise ValueError("model: its norms are folded, as in a Detector's; save the one that load_detector gives")
     state = {
         name: tensor.half() if half and tensor.is_floating_point() and tensor.dim() > 1 else tensor
         for name, tensor in model.state_dict().items()

@@ -10,6 +10,7 @@ from torchvision.models.detection import FasterRCNN
 
 from .checkpoint import load_detector
 from .devices import processes
+from .folding import fold_norms
 from .model import memory_format
 from .rasters import open_image
 from .tiles import detect
@@ -87,6 +88,8 @@ class Detector:
 
 
 def load(weights: str | Path | None, device: str | None = None) -> FasterRCNN:
-    """The detector of a file, or the package's, on a device, or on that which Accelerate chooses."""
+    """The detector of a file, or the package's, on a device, or on that which Accelerate chooses; to detect with."""
     place = processes(device).device
-    return load_detector(weights).to(place, memory_format=memory_format(place))
+    model = load_detector(weights)
+    fold_norms(model)
+    return model.to(place, memory_format=memory_format(place))
