@@ -85,7 +85,7 @@ def test_demo_draws_every_crown_and_tells_where(tmp_path: Path) -> None:
     with Image.open(tmp_path / "detection.png") as picture:
         panels = [picture.convert("RGB").crop((0, y, 1600, y + 530)).getcolors(1 << 24) or [] for y in (0, 530)]
     found, truth = ({colour: count for count, colour in colours} for colours in panels)
-    right_colour, wrong, missed = ((255, 212, 0), (255, 59, 48), (0, 229, 255))
+    right_colour, wrong, missed = ((240, 228, 66), (213, 94, 0), (86, 180, 233))
     assert min(found[right_colour], found[wrong], truth[right_colour], truth[missed]) > 300
     assert found.get(missed, 0) == truth.get(wrong, 0) == 0
     with Image.open(tmp_path / "explain.png") as picture:

@@ -33,9 +33,14 @@ def contract(maps: Tensor, matrices: Sequence[Tensor], sensitive: bool = False) 
                 maps = along_own(maps, matrix, place + 2 - shared, place - rank, shared)
             else:
                 maps = along(maps, matrix, place - rank, shared)
-        return maps.contiguous()  # mostly it is, but shapes alone promise as much
+        return dense(maps)
 
     return contracted(product, maps[0] if maps.shape[0] == 1 else maps, *matrices)
+
+
+def dense(maps: Tensor) -> Tensor:
+    """With the strides that shapes alone promise; ``contiguous()`` leaves an axis of one entry the one it came with."""
+    return maps.clone(memory_format=torch.contiguous_format)
 
 
 def along(maps: Tensor, matrix: Tensor, cell: int, shared: bool) -> Tensor:

@@ -18,7 +18,7 @@ from .. import axis
 from ..boxes import edges
 from ..spec import Pooling, check_visited
 from . import tracing
-from .contraction import along, along_own, contracted
+from .contraction import along, along_own, contracted, dense
 from .reference import CHUNK, POOLS, in_chunks, in_fitting_dtype, over_boxes, wide
 
 Lengths = tuple[int, int]
@@ -40,7 +40,7 @@ def _moved(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
     def product(maps: Tensor, ay: Tensor, ax: Tensor) -> Tensor:
         rows = along(maps, ay.flatten(1, 2), -2, shared=maps.dim() == 3)  # [k, c, bins, w]
         each: Tensor = along_own(rows, ax.flatten(1, 2), 2, -1, shared=False).unflatten(2, size)
-        return each.contiguous()
+        return dense(each)
 
     def mean(maps: Tensor, rois: Tensor) -> Tensor:
         index = torch.arange(bins, device=rois.device)
@@ -100,7 +100,7 @@ def _rotated(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
             bin, cell, weight = in_fitting_dtype(make, fits[samples.box], boxes[samples.box])
             cell = cell + (image[samples.box] * lengths[0] * lengths[1])[:, None]
             out = out + contracted(partial(_added, bin, cell, out.shape[0]), cells, weight)
-        return out.reshape(boxes.shape[0], *size, channels).permute(0, 3, 1, 2).contiguous()
+        return dense(out.reshape(boxes.shape[0], *size, channels).permute(0, 3, 1, 2))
 
     if hidden:
         return in_chunks(input, rois, spec, pool)
