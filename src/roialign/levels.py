@@ -42,10 +42,9 @@ def multi_scale_roi_align(
     """What :class:`roialign.MultiScaleRoIAlign` does, as a function, so that ``torch.fx`` records it as one node."""
     maps = tuple(x.values()) if isinstance(x, Mapping) else (x,)
     watching = (*maps, *boxes) if isinstance(boxes, list | tuple) else (*maps, boxes)
-    if has_torch_function(watching):
-        how = (featmap_names, output_size, sampling_ratio, canonical_scale, canonical_level, aligned, kind)
-        return handle_torch_function(multi_scale_roi_align, watching, x, boxes, image_shapes, *how)
     how = (featmap_names, output_size, sampling_ratio, canonical_scale, canonical_level, aligned, kind)
+    if has_torch_function(watching):
+        return handle_torch_function(multi_scale_roi_align, watching, x, boxes, image_shapes, *how)
     return backends.pool(*pyramid(x, boxes, image_shapes, *how))
 
 

@@ -75,11 +75,10 @@ def train(
 ) -> None:
     """Train a detector. Under `accelerate launch` or `torchrun` on several devices or machines."""
     from ..detection.commands import train
+    from ..detection.interruption import InterruptedTrainingError
 
     sources = {name: context.get_parameter_source(name) for name in OPTIONS}
     given = {name: getattr(recipe, name) for name, source in sources.items() if source and source.name != "DEFAULT"}
-    from ..detection.interruption import InterruptedTrainingError
-
     with _plain_errors("train"):
         # Where nothing was started yet, --resume with a data set starts it: a job that may be killed at any time needs
         # one command only.

@@ -98,14 +98,7 @@ def train(recipe: Recipe, out: Path, console: Console, *, resume: bool = False) 
         start = _start(recipe, console if main else None)
         complete = replace(recipe, scale=scale, crop=crop, augment=_profile(recipe))
         # Small crops learn fast, large tiles detect fast.
-        trainer = _trainer(
-            data,
-            held,
-            complete,
-            folder,
-            start,
-            max(crop, usual),
-        )
+        trainer = _trainer(data, held, complete, folder, start, max(crop, usual))
         done = trainer.resume() if resume else 0
         if main:
             folder.write(RECIPE, packed)
