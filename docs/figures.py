@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, unescape
 
+import family
 import torch
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -329,6 +330,9 @@ def make() -> dict[str, str]:
                 made[f"{name}.zh.svg"] = re.sub(
                     r"(?<=>)[^<>]+(?=</text>)", lambda m: escape(translate(unescape(m[0]))), svg
                 )
+    for name, draw_one in family.FIGURES.items():
+        with rc_context(RC):
+            made[f"{name}.svg"] = as_svg(draw_one(), photo=False)
     return made
 
 

@@ -20,7 +20,7 @@ import roialign
 ROOT = Path(__file__).parents[1]
 LINES = 400  # of a file
 FUNCTION = 80  # lines of a function
-PLACES = ("src", "csrc", "tests", "benchmarks", "examples", "docs/figures.py")
+PLACES = ("src", "csrc", "tests", "benchmarks", "examples", "docs/figures.py", "docs/family.py")
 KINDS = (".py", ".pyi", ".cpp", ".h", ".js", ".css", ".html")
 
 
