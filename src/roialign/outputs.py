@@ -81,7 +81,7 @@ class Folder:
 
     Args:
         path: the folder; it is made.
-        writes: False in a process that only looks on while another writes.
+        writes: False in a process that looks on while another writes, or :meth:`join` it.
 
     Raises:
         FileExistsError: another process writes there, or the list is not ours.
@@ -97,16 +97,24 @@ class Folder:
         self._closing: weakref.finalize[[int], Folder] | None = None
         if writes:
             self.path.mkdir(parents=True, exist_ok=True)
-            _check_ordinary(self.path / LOG)
-            self._log = os.open(self.path / LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-            self._closing = weakref.finalize(self, os.close, self._log)
-            _open.add(self)
+            self._open_log()
             try:
                 _lock(self._log, self.path)
                 self._read()
             except BaseException:
                 self.close()
                 raise
+
+    def join(self, names: Iterable[str]) -> None:
+        """Write beside the process that holds the folder, under names that it has claimed there for this one."""
+        self._open_log()
+        self._claimed |= set(map(_alike, names))
+
+    def _open_log(self) -> None:
+        _check_ordinary(self.path / LOG)
+        self._log = os.open(self.path / LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        self._closing = weakref.finalize(self, os.close, self._log)
+        _open.add(self)
 
     def __enter__(self) -> Folder:
         return self

@@ -110,7 +110,7 @@ def evaluate(
     large: Large = False,
     device: Device = None,
 ) -> None:
-    """Judge a detector by COCO's measures."""
+    """Judge a detector by COCO's measures. Under `torchrun` or `accelerate launch` processes share the images."""
     from ..detection.commands import evaluate
 
     with _plain_errors("evaluate"):
@@ -171,7 +171,10 @@ def detect(
     large: Large = False,
     device: Device = None,
 ) -> None:
-    """Detect in images of any size and in videos, and draw the boxes. Exits with 1 if an image could not be read."""
+    """Detect in images of any size and in videos, and draw the boxes. Exits with 1 if an image could not be read.
+
+    Under `torchrun` or `accelerate launch` processes share the images.
+    """
     from ..detection.predict import detect_files
 
     with _plain_errors("detect"):

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import shlex
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from .checkpoint import default_checkpoint
 from .confusion import confusion
 from .datasets import AnnotatedImages, open_photo
 from .detector import load
-from .devices import processes
+from .devices import PATIENCE, gathered, of_the_first, processes, told
 from .evaluation import Report, class_names, evaluate_found
 from .inputs import fit_to_model, judged_data, training_data
 from .interruption import InterruptedTrainingError, Wish
@@ -260,6 +261,8 @@ def evaluate(
 ) -> Report:
     """Judge a detector on a data set: tables, and in ``out`` three pictures and all detections.
 
+    Processes that a launcher started share the images; the first one prints and writes what one process alone would.
+
     ``precision_recall.png``, ``worst.png``, ``confusion.png`` and ``detections.json``, which has the form of COCO's
     results and the ids of the data set.
 
@@ -279,22 +282,28 @@ def evaluate(
         ValueError: the detector knows other classes.
         FileExistsError: a file is in the way that no run of ours has left.
     """
-    with _reading(console, annotations):
+    team = processes(device, PATIENCE)
+    if line := told(team):
+        say(console, line)
+    with _reading(console, annotations) if (main := team.is_main_process) else nullcontext():
         data = judged_data(annotations, images, part, classes, columns)
     model = load(weights, device)
     data = fit_to_model(data, model)
     inputs = [*data.files, weights, *(entry.file for entry in data.entries)]
     check_files([json_file, *(out / name for name in (CURVE, WORST, MATRIX, RECORDS))], inputs)
-    with Folder(out) as folder:
-        folder.protect(inputs)
-        folder.claim(CURVE, WORST, MATRIX, RECORDS)
-        photos = (open_photo(entry.file, entry.width, entry.height) for entry in data.entries)
-        with progress_bar(console) as progress:
+    with Folder(out, writes=main) as folder:
+        of_the_first(team, lambda: _claim(folder, inputs))
+        share = data.entries[team.process_index :: team.num_processes]
+        photos = (open_photo(entry.file, entry.width, entry.height) for entry in share)
+        with progress_bar(console, main) as progress:
             results = detect(model, photos, tile=tile, overlap=overlap, batch=batch, tta=tta, large=large)
-            entries = progress.track(data.entries, description="detecting")
-            found = {entry.id: each for entry, each in zip(entries, results, strict=True)}
-        report = evaluate_found(data, found)
-        counts = confusion(data.entries, found, len(data.classes), report.metrics["score_threshold"])
+            entries = progress.track(share, description="detecting")
+            own = [(entry.id, each) for entry, each in zip(entries, results, strict=True)]
+        every = dict(gathered(team, own))
+        report = evaluate_found(data, {entry.id: every[entry.id] for entry in data.entries})
+        if not main:
+            return report
+        counts = confusion(data.entries, report.found, len(data.classes), report.metrics["score_threshold"])
         console.print(metrics_table(data, report))
         if len(data.classes) > 1:
             console.print(classes_table(data, report, counts))
@@ -312,6 +321,12 @@ def evaluate(
         if json_file:
             write_atomically(json_file, json.dumps(report.as_json(), indent=1).encode())
     return report
+
+
+def _claim(folder: Folder, inputs: Iterable[str | Path | None]) -> None:
+    """What an evaluation will write."""
+    folder.protect(inputs)
+    folder.claim(CURVE, WORST, MATRIX, RECORDS)
 
 
 def _records(data: AnnotatedImages, report: Report) -> list[dict[str, Any]]:

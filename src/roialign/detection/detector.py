@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
 from .checkpoint import load_detector
-from .devices import processes
+from .devices import PATIENCE, processes
 from .folding import fold_norms
 from .model import memory_format
 from .rasters import open_image
@@ -89,7 +89,7 @@ class Detector:
 
 def load(weights: str | Path | None, device: str | None = None) -> FasterRCNN:
     """The detector of a file, or the package's, on a device, or on that which Accelerate chooses; to detect with."""
-    place = processes(device).device
+    place = processes(device, PATIENCE).device
     model = load_detector(weights)
     fold_norms(model)
     return model.to(place, memory_format=memory_format(place))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -18,6 +20,7 @@ from ..samples import HELDOUT
 from ..terminal import cell, say
 from . import pictures
 from .detector import Detector
+from .devices import gathered, of_the_first, processes, told
 from .geography import place_of
 from .images import DamagedImageError, Photo, find_images, passed_over
 from .rasters import open_image
@@ -48,6 +51,9 @@ def detect_files(
 ) -> list[str]:
     """Detect in images and videos: each drawn with its boxes, and ``detections.json`` in COCO's format, in ``out``.
 
+    Processes that a launcher started share the files; they draw into ``out``, and the first one writes the rest: what
+    one process alone would write, to the byte if ``batch`` is 1.
+
     A drawing is named after its image, with a number where that name is taken: by another image of the same stem, or by
     any file that a run of ours did not leave there. So no photo is ever written over.
 
@@ -64,7 +70,7 @@ def detect_files(
         table_file, geojson_file: where to write all boxes as a CSV and as GeoJSON, too.
 
     Returns:
-        What was wrong with each image that could not be read.
+        What was wrong with each image that could not be read; in processes beside the first one nothing.
 
     Raises:
         FileExistsError: ``detections.json`` is there and not ours, another run is writing to ``out``, or a file to
@@ -74,30 +80,25 @@ def detect_files(
     detector = Detector(weights, device)
     score = detector.score if score is None else score
     categories = [Category(*each) for each in zip(detector.category_ids, detector.classes, strict=True)]
-    files = find_images(patterns or [HELDOUT.parent / "YELL_lower.jpg"])
-    results: list[Result] = []
-    with Folder(out) as folder, progress_bar(console) as progress:
-        files = _without_own(files, folder, console)
-        named = (table_file, geojson_file)
-        check_files([*named, out / RECORDS], [*files, weights])
-        folder.protect([*files, weights])
-        folder.claim(RECORDS)
-        folder.reserve(*named)
-        others = ", ".join(f"{count} {suffix}" for suffix, count in passed_over(patterns).items())
-        if others:
-            say(console, f"left aside, no images by their names: {others}", "yellow")
-        photos = _Photos(files, progress)
+    named = (table_file, geojson_file)
+    team = processes(device)
+    main = team.is_main_process
+    if line := told(team):
+        say(console, line)
+    with Folder(out, writes=main) as folder, progress_bar(console, main) as progress:
+        tasks = of_the_first(team, lambda: _plan(patterns, folder, console, [weights], named, draw))
+        share = tasks[team.process_index :: team.num_processes]
+        if draw and not main:
+            folder.join(task.drawing for task in share)
+        photos = _Photos(share, progress)
         found = detect(detector.model, photos, tile=tile, overlap=overlap, batch=batch, tta=tta, large=large)
-        pairs = ((photos.opened.popleft(), each.above(score)) for each in found)
-        for path, group in groupby(pairs, lambda pair: pair[0].path):
-            with _drawing(path, folder, detector.classes) if draw else nullcontext(_not_drawn) as show:
-                for photo, each in group:
-                    show(photo, each)
-                    place, note = (None, "") if geojson_file is None else place_of(photo)
-                    if note:
-                        say(progress.console, f"{path}: {note}", "yellow")
-                    results.append(Result(path, photo.width, photo.height, each, place, photo.frame, photo.time))
-                    progress.advance(photos.task)
+        sure = (each.above(score) for each in found)
+        own = list(_results(photos, sure, partial(_drawing, folder, detector.classes), geojson_file is not None))
+        order = {task.file: number for number, task in enumerate(tasks)}
+        results = sorted(gathered(team, own), key=lambda result: order[result.file])
+        faults = dict(sorted(gathered(team, list(photos.faults.items())), key=lambda fault: order[fault[0]]))
+        if not main:
+            return []
         folder.write(RECORDS, as_coco(results, categories, out))
         for file, pack in zip(named, (as_table, as_geojson), strict=True):
             if file is not None:
@@ -106,23 +107,54 @@ def detect_files(
     images, boxes = len({each.file for each in results}), sum(len(each.found.boxes) for each in results)
     written = ", ".join(str(file) for file in (out / RECORDS, *named) if file is not None)
     drawn = f" and the pictures in {out}" if draw else ""
-    what = f"{boxes} boxes of score {score:.2f} or more in {images} of {len(files)} images"
+    what = f"{boxes} boxes of score {score:.2f} or more in {images} of {len(tasks)} images"
     say(console, f"{what}; wrote {written}{drawn}")
-    return photos.faults
+    return list(faults.values())
+
+
+class _Task(NamedTuple):
+    """A file to look at."""
+
+    file: Path
+    drawing: str  # its name in the folder; none: not drawn
+
+
+def _plan(
+    patterns: Sequence[str],
+    folder: Folder,
+    console: Console,
+    others: Sequence[Path | None],
+    named: Sequence[Path | None],
+    draw: bool,
+) -> list[_Task]:
+    """All files, in order, and what will be written, once nothing is in its way; ``others`` are read, too."""
+    files = _without_own(find_images(patterns or [HELDOUT.parent / "YELL_lower.jpg"]), folder, console)
+    check_files([*named, folder.path / RECORDS], [*files, *others])
+    folder.protect([*files, *others])
+    folder.claim(RECORDS)
+    folder.reserve(*named)
+    aside = ", ".join(f"{count} {suffix}" for suffix, count in passed_over(patterns).items())
+    if aside:
+        say(console, f"left aside, no images by their names: {aside}", "yellow")
+    suffixes = (".mp4" if is_video(file) else ".jpg" for file in files)
+    return [
+        _Task(file, folder.pick(file.stem, suffix) if draw else "")
+        for file, suffix in zip(files, suffixes, strict=True)
+    ]
 
 
 class _Photos:
     """The images and frames one after the other; what cannot be read is said, and left out."""
 
-    def __init__(self, files: Sequence[Path], progress: Progress) -> None:
-        self.files, self.progress = files, progress
+    def __init__(self, tasks: Sequence[_Task], progress: Progress) -> None:
+        self.tasks, self.progress = {task.file: task for task in tasks}, progress
         self.opened: deque[Photo] = deque()  # of which nobody has asked for the boxes yet
-        self.faults: list[str] = []
-        total = sum(count_frames(file) if is_video(file) else 1 for file in files)
-        self.task = progress.add_task("detecting", total=total)
+        self.faults: dict[Path, str] = {}
+        total = sum(count_frames(file) if is_video(file) else 1 for file in self.tasks)
+        self.bar = progress.add_task("detecting", total=total)
 
     def __iter__(self) -> Iterator[Photo]:
-        for file in self.files:
+        for file in self.tasks:
             try:
                 for photo in read_frames(file) if is_video(file) else (open_image(file),):
                     if photo.note:
@@ -130,20 +162,43 @@ class _Photos:
                     self.opened.append(photo)
                     yield photo
             except DamagedImageError as fault:
-                self.faults.append(str(fault))
+                self.faults[file] = str(fault)
                 say(self.progress.console, f"skipped {fault}", "red")
-                self.progress.advance(self.task)
+                self.progress.advance(self.bar)
+
+
+def _results(
+    photos: _Photos,
+    found: Iterable[Found],
+    drawing: Callable[[_Task], AbstractContextManager[Draw]],
+    placed: bool,
+) -> Iterator[Result]:
+    """What was found, with its place on earth if ``placed``, drawn."""
+    pairs = ((photos.opened.popleft(), each) for each in found)
+    for path, group in groupby(pairs, lambda pair: pair[0].path):
+        with drawing(photos.tasks[path]) as show:
+            for photo, each in group:
+                show(photo, each)
+                place, note = place_of(photo) if placed else (None, "")
+                if note:
+                    say(photos.progress.console, f"{path}: {note}", "yellow")
+                yield Result(path, photo.width, photo.height, each, place, photo.frame, photo.time)
+                photos.progress.advance(photos.bar)
 
 
 @contextmanager
-def _drawing(path: Path, folder: Folder, classes: Sequence[str]) -> Iterator[Draw]:
+def _drawing(folder: Folder, classes: Sequence[str], task: _Task) -> Iterator[Draw]:
     """What draws one image, or the frames of one video, into a file of the folder."""
-    if not is_video(path):
-        with folder.open(folder.pick(path.stem, ".jpg")) as drawing:
+    if not task.drawing:
+        yield _not_drawn
+    elif not is_video(task.file):
+        with folder.open(task.drawing) as drawing:
             yield lambda photo, found: pictures.draw_found(photo, found, classes).save(drawing, "JPEG", quality=92)
-        return
-    with folder.stage(folder.pick(path.stem, ".mp4")) as file, Recorder(file) as recorder:
-        yield lambda photo, found: recorder.add(pictures.draw_found(photo, found, classes, enlarge=False), photo.time)
+    else:
+        with folder.stage(task.drawing) as file, Recorder(file) as recorder:
+            yield lambda photo, found: recorder.add(
+                pictures.draw_found(photo, found, classes, enlarge=False), photo.time
+            )
 
 
 def _not_drawn(photo: Photo, found: Found) -> None:
@@ -172,7 +227,7 @@ def _without_own(files: list[Path], folder: Folder, console: Console) -> list[Pa
     return others
 
 
-def progress_bar(console: Console) -> Progress:
+def progress_bar(console: Console, shown: bool = True) -> Progress:
     """How many images are done; it goes when it ends."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True)
+    return Progress(*columns, console=console, transient=True, disable=not shown)
