@@ -328,7 +328,19 @@ def test_ap_of_a_hit_a_miss_and_a_hit(tmp_path: Path) -> None:
     assert report.as_json()["APl"] is None
     torch.testing.assert_close(report.curve, torch.tensor([[0.5, 0.5, 1], [1, 0.5, 2 / 3], [0.9, 0.8, 0.7]]))
     assert report.metrics["F1"] == pytest.approx(0.8)
-    assert report.metrics["score_threshold"] == pytest.approx(0.7)
+    assert report.metrics["score_threshold"] == pytest.approx(0.35)  # below 0.7 there is none
+
+
+def test_the_threshold_lies_between_two_scores_and_parts_no_equal_ones(tmp_path: Path) -> None:
+    """Below 0.9: 1 of 2 trees, 1 of 2 boxes; below 0.8: both trees, 2 of 3 boxes; below 0.5: 2 of 4."""
+    data = coco(tmp_path, [[0, 0, 10, 10], [50, 50, 20, 20]])
+    rows = [(0, 0, 10, 10, 0.9), (100, 0, 110, 10, 0.9), (50, 50, 70, 70, 0.8), (120, 0, 130, 10, 0.5)]
+    metrics = evaluate_found(data, {3: found(*rows)}).metrics
+    assert metrics["score_threshold"] == pytest.approx(0.65)
+    assert (metrics["recall"], metrics["precision"], metrics["F1"]) == pytest.approx((1, 2 / 3, 0.8))
+    # Alone the first would have F1 2/3; as it cannot be had alone, 1/2 is the best, where both boxes of 0.9 are taken.
+    metrics = evaluate_found(data, {3: found(*rows[:2])}).metrics
+    assert (metrics["score_threshold"], metrics["F1"]) == pytest.approx((0.45, 0.5))
 
 
 def test_hundreds_of_objects_count(tmp_path: Path) -> None:

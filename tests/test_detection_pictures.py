@@ -264,7 +264,7 @@ def test_the_table_has_a_row_for_each_class(tmp_path: Path) -> None:
     assert [metrics[f"{name}_bush"] for name in ("AP40", "AP50", "AP")] == pytest.approx([1, 51 / 101, 51 / 101])
     assert [metrics[f"{name}_tree"] for name in ("AP40", "AP50", "AP")] == pytest.approx([1, 1, 1])
     assert np.isnan([metrics[f"{name}_rock"] for name in ("AP40", "AP50", "AP")]).all()
-    assert metrics["score_threshold"] == pytest.approx(0.8)
+    assert metrics["score_threshold"] == pytest.approx(0.7)
     counts = confusion(data.entries, report.found, 3, metrics["score_threshold"])
     assert int(counts.diagonal().sum()) / 4 == metrics["recall"]
     console = Console(width=120, file=io.StringIO())

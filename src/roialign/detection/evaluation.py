@@ -32,9 +32,9 @@ class Report:
         metrics: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, AR, ARs, ARm, ARl as COCO defines them, but without a
             limit of detections per image in all but AR1, AR10 and AR100 (NaN where there are no such boxes); AP40, the
             same at IoU 0.4; AP_<class>, AP40_<class> and AP50_<class> of each class if there are several; precision,
-            recall and F1 at IoU 0.5 above ``score_threshold``, the score with the best F1, and ``mean_iou`` of the
-            detections that are right there with their true boxes (NaN if none is); and the numbers of ``images``,
-            ``boxes`` and ``max_detections``, the most in one image.
+            recall and F1 at IoU 0.5 above ``score_threshold``, half way from the score with the best F1 to the next
+            lower one or to 0, and ``mean_iou`` of the detections that are right there with their true boxes (NaN if
+            none is); and the numbers of ``images``, ``boxes`` and ``max_detections``, the most in one image.
         curve: recall, precision and score at IoU 0.5 over all detections, best score first, ``[3, N]``.
         found: the detections of each image, by the image's id.
     """
@@ -193,7 +193,10 @@ def _at_best(
     curve = precision_recall(entries, found)
     recall, precision, score = curve
     f1 = 2 * recall * precision / (recall + precision).clamp(min=1e-9)
-    rows = {"precision": precision, "recall": recall, "F1": f1, "score_threshold": score}
+    lower = torch.cat([score[1:], score.new_zeros(len(score[:1]))])
+    # No threshold parts equal scores, and at a score itself another machine's rounding would decide on its detection.
+    f1 = torch.where(lower < score, f1, 0)
+    rows = {"precision": precision, "recall": recall, "F1": f1, "score_threshold": (score + lower) / 2}
     best = int(f1.argmax()) if len(f1) else None
     at_best = {name: 0.0 if best is None else float(row[best]) for name, row in rows.items()}
     mean_iou = _mean_iou(entries, found, at_best["score_threshold"])
