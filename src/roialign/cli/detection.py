@@ -150,11 +150,18 @@ def convert(
 
 @commands.command()
 def detect(
+    context: typer.Context,
     images: Annotated[
-        list[str] | None, typer.Argument(help="Images, videos, folders, globs. Default: a photo of the package.")
+        list[str] | None,
+        typer.Argument(
+            help="Images, videos, folders, globs; with --ray also such as s3://bucket/folder. "
+            "Default: a photo of the package."
+        ),
     ] = None,
     weights: Weights = None,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures and detections.json.")] = Path("detect"),
+    out: Annotated[
+        str, typer.Option(help="Folder for the pictures and detections.json, or with --ray for Parquet files.")
+    ] = "detect",
     csv: Annotated[Path | None, typer.Option(help="Write all boxes there, a line each.")] = None,
     geojson: Annotated[
         Path | None,
@@ -170,30 +177,34 @@ def detect(
     tta: Tta = False,
     large: Large = False,
     device: Device = None,
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", help="On all cores and GPUs, by Ray Data; go on where it was stopped. Draws nothing."),
+    ] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(help="On the machines of a Ray cluster that runs: auto, or its head's host:port.")
+    ] = None,
 ) -> None:
     """Detect in images of any size and in videos, and draw the boxes. Exits with 1 if an image could not be read.
 
     Under `torchrun` or `accelerate launch` processes share the images.
     """
-    from ..detection.predict import detect_files
-
+    how: dict[str, Any] = {"weights": weights, "score": score, "tile": tile, "overlap": overlap, "batch": batch}
+    how |= {"tta": tta, "large": large, "device": device}
     with _plain_errors("detect"):
-        faults = detect_files(
-            images or [],
-            out,
-            make_console(),
-            weights=weights,
-            score=score,
-            tile=tile,
-            overlap=overlap,
-            batch=batch,
-            tta=tta,
-            large=large,
-            device=device,
-            draw=draw,
-            table_file=csv,
-            geojson_file=geojson,
-        )
+        if ray or ray_address:
+            from ..detection.cluster import detect_on_cluster
+
+            sources = {name: context.get_parameter_source(name) for name in ("csv", "geojson", "draw")}
+            for name, source in sources.items():
+                if context.params[name] and source and source.name != "DEFAULT":
+                    raise ValueError(f"--{name}: does not go with --ray, which writes Parquet files")
+            faults = detect_on_cluster(images or [], out, make_console(), address=ray_address, **how)
+        else:
+            from ..detection.predict import detect_files
+
+            files: dict[str, Any] = {"table_file": csv, "geojson_file": geojson}
+            faults = detect_files(images or [], Path(out), make_console(), draw=draw, **files, **how)
     if faults:
         sys.exit("\n  ".join([f"roialign detect: {len(faults)} images could not be read:", *map(shown, faults)]))
 

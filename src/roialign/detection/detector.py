@@ -56,11 +56,7 @@ class Detector:
 
     def __init__(self, weights: str | Path | None = None, device: str | None = None) -> None:
         self.model = load(weights, device)
-        card = self.model.card
-        count = self.model.description["num_classes"] - 1
-        self.classes: list[str] = card.get("classes", [str(label) for label in range(1, count + 1)])
-        self.category_ids: list[int] = card.get("category_ids", list(range(1, count + 1)))
-        self.score: float = (card.get("metrics") or {}).get("score_threshold", LIKELY)
+        self.classes, self.category_ids, self.score = told_by(self.model)
 
     def detect(
         self,
@@ -85,6 +81,24 @@ class Detector:
         (found,) = detect(self.model, [open_image(image)], tile=tile, overlap=overlap, tta=tta, large=large)
         boxes, scores, labels = found.above(self.score if score is None else score)
         return Detections(boxes, scores, labels, [self.classes[label - 1] for label in labels.tolist()])
+
+
+class Told(NamedTuple):
+    """What a model's card says of its detections, or what goes for a model without one; as :class:`Detector` has it."""
+
+    classes: list[str]
+    category_ids: list[int]
+    score: float
+
+
+def told_by(model: FasterRCNN) -> Told:
+    """Read a model's card."""
+    card, count = model.card, model.description["num_classes"] - 1
+    return Told(
+        card.get("classes", [str(label) for label in range(1, count + 1)]),
+        card.get("category_ids", list(range(1, count + 1))),
+        (card.get("metrics") or {}).get("score_threshold", LIKELY),
+    )
 
 
 def load(weights: str | Path | None, device: str | None = None) -> FasterRCNN:
