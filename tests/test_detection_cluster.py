@@ -264,6 +264,17 @@ def test_an_image_at_which_workers_die_is_left_out(
     assert diary.begin(1) == (True, {})
 
 
+def test_a_name_that_is_no_text_is_escaped(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    odd = tmp_path / "in" / "\udcff.png"  # a byte that is no UTF-8
+    odd.write_bytes(b"no image")
+    systems, images = list_images([str(tmp_path / "in")])
+    job = Job(weights.read_bytes(), "cpu", 0.2, {}, ABOUT, systems, str(tmp_path / "out"))
+    in_process(Worker, job, make_diary()(), monkeypatch)(given(0, images))
+    (fault,) = Parts(job.out).summary([images]).faults
+    assert fault == f"{tmp_path}/in/\\udcff.png: not an image that can be read"
+
+
 def test_parts_of_something_else_are_refused(tmp_path: Path) -> None:
     system = [fs.LocalFileSystem()]
     images = [Image(f"/in/{index}.png", 10, 0, f"/in/{index}.png") for index in range(20)]

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from ..samples import HELDOUT
-from ..terminal import say
+from ..terminal import say, shown
 from .checkpoint import default_checkpoint, load_detector
 from .detector import Detector, told_by
 from .images import DamagedImageError, Photo
@@ -257,7 +257,7 @@ class Worker:
                             waiting.append(rows[-1])
                             yield photo
                 except DamagedImageError as fault:
-                    rows.append({"image": image.name, "error": str(fault)})
+                    rows.append({"image": image.name, "error": shown(fault)})
 
         for found in detect(self.detector.model, photos(), **self.job.options):
             waiting.popleft().update(self._columns(found.above(self.job.score)))
