@@ -128,9 +128,9 @@ def found(*rows: tuple[float, ...]) -> Found:
 def test_differences_by_hand() -> None:
     first = found((0, 0, 10, 10, 0.9, 1), (50, 50, 90, 90, 0.6, 1), (200, 0, 220, 20, 0.3, 2))
     moved = found((50, 50.25, 90, 90, 0.5, 1), (0, 0, 10, 10, 0.9, 1), (200, 0, 220, 20, 0.3, 2))
-    assert exporting.difference(first, first, 0.02, 100) == (0, 0, 0)
+    assert exporting.difference(first, first, 0.02, 100) == (0, 0, 0, 0)
     difference = exporting.difference(first, moved, 0.02, 100)
-    assert difference[::2] == (0.25, 0)
+    assert (difference.moved, difference.drawn, difference.lone) == (0.25, 0, 0)
     assert difference.scored == pytest.approx(0.1)
     other_label = found((0, 0, 10, 10, 0.9, 2))
     assert exporting.difference(found((0, 0, 10, 10, 0.9, 1)), other_label, 0.02, 100).lone == 2

@@ -190,7 +190,7 @@ def test_one_line_of_python(tmp_path: Path) -> None:
         told = ours.detect(tmp_path / "a.png", score=score, tile=128, overlap=32)
         sure = found.scores >= least
         assert bool(sure.any())
-        for got, expected in zip(told, found, strict=False):
+        for got, expected in zip(told[:3], found[:3], strict=True):
             assert torch.equal(got, expected[sure])
         assert told.names == [CLASSES[label - 1].name for label in found.labels[sure].tolist()]
     (tmp_path / "torn.png").write_bytes(b"no image")

@@ -140,6 +140,7 @@ def test_a_damaged_command_is_one_line(tmp_path: Path) -> None:
         "columns": None,
         "augment": None,
         "freeze_backbone": False,
+        "masks": False,
         "device": None,
         "tracker": None,
         "backbone": "mobilenet_v2",

@@ -78,7 +78,7 @@ def test_boxes_follow_their_pixels_through_every_augmentation(tmp_path: Path) ->
     shapes, kept = set(), 0
     for size in (64, 256):  # smaller and larger than the photo
         for _ in range(40):
-            image, got, labelled = augment(photo, entry, size, AERIAL)
+            image, got, labelled, _ = augment(photo, entry, size, AERIAL)
             assert image.shape == (3, size, size)
             bright = (image.mean(0) > 0.5 * (image.mean(0).max() + image.mean(0).min())).float()
             if size > 150:  # grey lies around the photo
@@ -103,7 +103,7 @@ def take(tmp_path: Path) -> Take:
         Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(tmp_path / "photo.png")
         none, labels = (torch.empty(0, 4), torch.empty(0), torch.empty(len(boxes))), torch.arange(len(boxes))
         entry = Entry(0, tmp_path / "photo.png", pixels.shape[2], pixels.shape[1], boxes, labels, *none, "", 0)
-        return augment(Photo(entry.file), entry, size, how)
+        return augment(Photo(entry.file), entry, size, how)[:3]
 
     return view
 
@@ -254,7 +254,7 @@ def test_upright_views_are_mirrored_only_and_of_less_zoom(tmp_path: Path) -> Non
     torch.manual_seed(0)
     mirrored, sides = set(), []
     for _ in range(60):
-        image, boxes, _ = augment(photo, entry, 96, augmentation("upright", colour=0))
+        image, boxes, *_ = augment(photo, entry, 96, augmentation("upright", colour=0))
         grey = image[1:].mean(0).mean(1)  # of each row; the border's colour is one
         inside = grey.diff()[4:-4]
         assert float(inside.sum()) > 0
@@ -264,7 +264,7 @@ def test_upright_views_are_mirrored_only_and_of_less_zoom(tmp_path: Path) -> Non
             sides.append(float(boxes[0, 3] - boxes[0, 1]) / 40)
     assert mirrored == {True, False}
     assert 1 / 1.5 - 1e-5 <= min(sides) < 0.75 < 1.3 < max(sides) <= 1.5 + 1e-5
-    plain, boxes, _ = augment(photo, entry, 150, augmentation("none"))  # around the photo
+    plain, boxes, *_ = augment(photo, entry, 150, augmentation("none"))  # around the photo
     (y, x) = (int(v) for v in ((plain[1:].mean(0) - 0.43).abs() > 0.05).nonzero()[0])  # its first dark pixel
     torch.testing.assert_close(plain[:, y : y + 120, x : x + 100].mul(255).round().to(torch.uint8), rows)
     moved = torch.tensor([[30.0 + x, 40 + y, 70 + x, 80 + y]])

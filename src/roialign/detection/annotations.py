@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .fields import some
 from .images import Head, read_head
+from .masks import Mask, Polygons, Runs, mask_of, rectangle
 
 ImageId = int | str  # as the annotations have it
 
@@ -31,6 +32,8 @@ class Entry(NamedTuple):
     areas: Tensor  # [N] float32: the objects', which may be less than their boxes'
     name: str  # of the file, as the annotations have it
     left_out: int  # boxes that have no area inside the image
+    masks: tuple[Mask, ...] = ()  # of the boxes, or none if nobody asked for them
+    crowd_masks: tuple[Mask, ...] = ()  # likewise; a crowd's box where it has no other
 
 
 class Picture(NamedTuple):
@@ -51,6 +54,7 @@ class Box(NamedTuple):
     corners: tuple[float, float, float, float]  # x1, y1, x2, y2, of which any may be infinite or NaN
     area: float = math.nan  # the object's; NaN: the box's
     crowd: bool = False  # or difficult, or to be ignored: neither learned nor missed, and no fault where it is found
+    outline: Polygons | Runs | None = None  # if it was asked for; of a crowd there may be none
 
 
 class Annotations(NamedTuple):
@@ -62,7 +66,7 @@ class Annotations(NamedTuple):
     place: Callable[[int], str]  # where a box is written
     files: Sequence[Path]  # that were read
     told: dict[str, list[str]]  # what the user should know, with examples
-    fractions: bool = False  # boxes are in parts of their image, not in pixels
+    fractions: bool = False  # boxes and polygons are in parts of their image, not in pixels
 
 
 class Checked(NamedTuple):
@@ -74,19 +78,23 @@ class Checked(NamedTuple):
     files: Sequence[Path]  # that were read
 
 
-def check(found: Annotations) -> Checked:
+def check(found: Annotations, masks: bool = False) -> Checked:
     """Hold annotations to their images, whose sizes are read from their heads.
+
+    Args:
+        found: what was read.
+        masks: outlines were asked for.
 
     Raises:
         FileNotFoundError: some images are not there.
-        ValueError: an image is damaged or of another size; with its place in the annotations.
+        ValueError: an image is damaged or of another size, or an outline is; with its place in the annotations.
     """
     pictures = found.pictures
     missing = [repr(str(picture.file)) for picture in pictures if not os.path.isfile(picture.file)]
     if missing:
         raise FileNotFoundError(some(f"{len(missing)} of {len(pictures)} images are not there", missing))
     heads = [_head(picture) for picture in pictures]
-    entries, faults = _entries(found, heads)
+    entries, faults = _entries(found, heads, masks)
     first: dict[Box, int] = {}
     counting = (index for index in range(len(found.boxes)) if index not in faults)
     again = [index for index in counting if first.setdefault(found.boxes[index]._replace(area=0), index) != index]
@@ -116,7 +124,7 @@ def _head(picture: Picture) -> Head:
     return turned
 
 
-def _entries(found: Annotations, heads: list[Head]) -> tuple[list[Entry], dict[int, str]]:
+def _entries(found: Annotations, heads: list[Head], masks: bool) -> tuple[list[Entry], dict[int, str]]:
     """The images with their boxes; and which boxes are left out, and why."""
     sizes = torch.tensor([head[:2] for head in heads], dtype=torch.float64)
     owners = torch.tensor([box.picture for box in found.boxes], dtype=torch.int64)
@@ -130,7 +138,16 @@ def _entries(found: Annotations, heads: list[Head]) -> tuple[list[Entry], dict[i
         raw = raw * edges.repeat(1, 2)
     boxes = torch.cat([raw[:, :2].clamp(min=0), torch.minimum(raw[:, 2:], edges)], 1).float()
     counts = finite & (boxes[:, :2] < boxes[:, 2:]).all(1)  # in float32, as all others will see them
-    areas = torch.tensor([box.area for box in found.boxes]).fmin((boxes[:, 2:] - boxes[:, :2]).prod(1))
+    faults = {k: "no area inside its image" if finite[k] else "not finite" for k in (~counts).nonzero()[:, 0].tolist()}
+    areas = torch.tensor([box.area for box in found.boxes])
+    drawn = _masks(found, heads, boxes, counts.nonzero()[:, 0].tolist()) if masks else {}
+    for index, mask in drawn.items():
+        size = mask.area
+        if math.isnan(found.boxes[index].area):
+            areas[index] = size
+        if not size:
+            counts[index], faults[index] = False, "no pixel of its mask inside its image"
+    areas = areas.fmin((boxes[:, 2:] - boxes[:, :2]).prod(1))
     entries = []
     groups = owners.argsort(stable=True).split(owners.bincount(minlength=len(heads)).tolist())
     for picture, head, group in zip(found.pictures, heads, groups, strict=True):
@@ -148,7 +165,24 @@ def _entries(found: Annotations, heads: list[Head]) -> tuple[list[Entry], dict[i
                 areas[kept],
                 picture.name,
                 len(group) - len(kept) - len(crowds),
+                tuple(drawn[index] for index in kept.tolist()) if masks else (),
+                tuple(drawn[index] for index in crowds.tolist()) if masks else (),
             )
         )
-    left_out = (~counts).nonzero().flatten().tolist()
-    return entries, {k: "no area inside its image" if finite[k] else "not finite" for k in left_out}
+    return entries, dict(sorted(faults.items()))
+
+
+def _masks(found: Annotations, heads: list[Head], boxes: Tensor, chosen: Sequence[int]) -> dict[int, Mask]:
+    """Of the chosen boxes, by their places in the list; ``boxes`` are those in pixels."""
+    masks = {}
+    for index in chosen:
+        box = found.boxes[index]
+        image = (heads[box.picture].width, heads[box.picture].height)
+        try:
+            if box.outline is None:
+                masks[index] = rectangle(boxes[index].tolist(), image)
+            else:
+                masks[index] = mask_of(box.outline, image, found.fractions)
+        except ValueError as error:
+            raise ValueError(f"{found.place(index)}: segmentation: {error}") from None
+    return masks

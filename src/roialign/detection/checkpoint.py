@@ -137,6 +137,17 @@ def load_detector(path: str | Path | None = None) -> FasterRCNN:
     return model.eval()
 
 
+def draws_masks(path: str | None) -> bool:
+    """Whether a file is a detector's that draws masks; None, a name of torchvision's or another's file is not."""
+    if path is None or not Path(path).is_file() or Path(path).suffix != ".safetensors":
+        return False
+    with _opened(Path(path)) as file:
+        if KEY not in (file.metadata() or {}):
+            return False
+    model = read_description(Path(path)).get("model")
+    return isinstance(model, dict) and model.get("masks") is True
+
+
 def _compare(file: Any, model: FasterRCNN) -> None:
     """The file's tensors, by its header, against those of the described model."""
     wanted, there = model.state_dict(), set(file.keys())

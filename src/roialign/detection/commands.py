@@ -21,7 +21,7 @@ from rich.text import Text
 from ..outputs import Folder, check_files, write_atomically
 from ..terminal import say, shown
 from . import pictures
-from .checkpoint import default_checkpoint
+from .checkpoint import default_checkpoint, draws_masks
 from .confusion import confusion
 from .datasets import AnnotatedImages, open_photo
 from .detector import load
@@ -29,16 +29,18 @@ from .devices import PATIENCE, gathered, of_the_first, processes, told
 from .evaluation import Report, class_names, evaluate_found
 from .inputs import fit_to_model, judged_data, training_data
 from .interruption import InterruptedTrainingError, Wish
+from .mask_heads import has_masks
+from .masks import encode_all
 from .model import build_detector
 from .predict import RECORDS, progress_bar
 from .recipe import RECIPE, Recipe, pack
 from .tables import classes_table, metrics_table
 from .tiles import detect
-from .training import BEST, LOSSES, STATE, Trainer
+from .training import BEST, JUDGED, LOSSES, MASKS, STATE, Trainer
 from .views import EpochBatches, TrainingViews
 
 INPUT = 640  # pixels of the network's input in training, unless the crop is given, and at least so many in detection
-SHORT = dict(zip(LOSSES, ("obj", "rpn", "cls", "box"), strict=True))
+SHORT = dict(zip((*LOSSES, MASKS), ("obj", "rpn", "cls", "box", "mask"), strict=True))
 SHEET, LOG, PLOT = "views.png", "log.csv", "log.png"  # of a training
 CURVE, WORST, MATRIX = "precision_recall.png", "worst.png", "confusion.png"  # of an evaluation
 OBJECT = 56  # pixels that the network sees of the median object, unless the scale is given
@@ -76,6 +78,7 @@ def train(recipe: Recipe, out: Path, console: Console, *, resume: bool = False) 
         ValueError: nothing to learn from, or data, weights or the state to go on from do not fit.
     """
     main = processes(recipe.device).is_main_process
+    recipe = replace(recipe, masks=recipe.masks or draws_masks(recipe.weights))
     with _reading(console, recipe.annotations) if main else nullcontext():
         data, held = training_data(recipe)
     if not len(data.boxes):
@@ -170,6 +173,7 @@ def _trainer(
         anchors="auto",
         boxes=data.boxes,
         scale=recipe.scale,
+        masks=recipe.masks,
         **CROWDED,
     )
     longest = float((data.boxes[:, 2:] - data.boxes[:, :2]).amax(1).quantile(0.99))
@@ -236,8 +240,9 @@ class _Display:
             pictures.plot_history(history, plot)
         self.wrote = True
         if report:
-            names = ("AP", "AP40", "AP50", "AP75", "mean_iou")
-            scores = ", ".join(f"{name} {report.metrics[name]:.3f}" for name in names)
+            names = ("AP", "AP40", "AP50", "AP75", "mean_iou", *JUDGED[3:])
+            known = {name: report.metrics[name] for name in names if name in report.metrics}
+            scores = ", ".join(f"{name} {value:.3f}" for name, value in known.items())
             say(self.progress.console, f"epoch {len(history)}: {scores}")
 
 
@@ -285,9 +290,9 @@ def evaluate(
     team = processes(device, PATIENCE)
     if line := told(team):
         say(console, line)
-    with _reading(console, annotations) if (main := team.is_main_process) else nullcontext():
-        data = judged_data(annotations, images, part, classes, columns)
     model = load(weights, device)
+    with _reading(console, annotations) if (main := team.is_main_process) else nullcontext():
+        data = judged_data(annotations, images, part, classes, columns, masks=has_masks(model))
     data = fit_to_model(data, model)
     inputs = [*data.files, weights, *(entry.file for entry in data.entries)]
     check_files([json_file, *(out / name for name in (CURVE, WORST, MATRIX, RECORDS))], inputs)
@@ -331,13 +336,20 @@ def _claim(folder: Folder, inputs: Iterable[str | Path | None]) -> None:
 
 def _records(data: AnnotatedImages, report: Report) -> list[dict[str, Any]]:
     """The detections as COCO's results, with the ids of the user's file."""
-    return [
-        {
-            "image_id": image,
-            "category_id": data.category_ids[label - 1],
-            "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
-            "score": round(score, 4),
-        }
-        for image, found in report.found.items()
-        for (x1, y1, x2, y2), score, label in zip(*(values.tolist() for values in found), strict=True)
-    ]
+    records: list[dict[str, Any]] = []
+    for entry in data.entries:
+        found = report.found[entry.id]
+        rows = [
+            {
+                "image_id": entry.id,
+                "category_id": data.category_ids[label - 1],
+                "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
+                "score": round(score, 4),
+            }
+            for (x1, y1, x2, y2), score, label in zip(*(values.tolist() for values in found[:3]), strict=True)
+        ]
+        if found.grids is not None:
+            masks = encode_all(found, entry.width, entry.height)
+            rows = [{**row, "segmentation": mask} for row, mask in zip(rows, masks, strict=True)]
+        records += rows
+    return records

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 
 import torch
@@ -31,6 +32,8 @@ class AnnotatedImages:
         images: the folder of the images; None: as the format has it, mostly the annotations' own.
         part: ``"train"``, ``"val"`` or ``"test"``, where annotations are parted so; None: everything.
         columns: of a table: the headings of image, x1, y1, x2, y2 and class.
+        masks: read the objects' masks, too: COCO's ``segmentation`` (polygons, or run-length encoded) or YOLO's
+            outlines. Each must have one, but for crowds, whose boxes do. An object without a pixel is left out.
 
     Attributes:
         path: the annotations, as they were named.
@@ -38,6 +41,7 @@ class AnnotatedImages:
         entries: the images with their boxes, in the file's order: the one truth of training and of all measures.
         classes: the names of the classes, from label 1.
         category_ids: their ids in the file.
+        masks: whether the entries have them.
         notes: what the user should be told, a line each: boxes left out and why, images outside the folder, images
             with bands or frames that are not shown.
 
@@ -52,9 +56,10 @@ class AnnotatedImages:
         images: str | Path | None = None,
         part: str | None = None,
         columns: Sequence[str] = COLUMNS,
+        masks: bool = False,
     ) -> None:
-        self.path = Path(annotations)
-        checked = read(Source(self.path, None if images is None else Path(images), part, columns))
+        self.path, self.masks = Path(annotations), masks
+        checked = read(Source(self.path, None if images is None else Path(images), part, columns, masks))
         self.entries, self.notes, self.files = checked.entries, checked.notes, checked.files
         self.category_ids, self.classes = list(checked.categories), list(checked.categories.values())
         folded = [name.casefold() for name in self.classes]
@@ -124,6 +129,9 @@ class AnnotatedImages:
             [entry.id, entry.file.name, entry.width, entry.height, *(values.tolist() for values in entry[4:9])]
             for entry in self.entries
         ]
+        if self.masks:
+            every = (mask for entry in self.entries for mask in (*entry.masks, *entry.crowd_masks))
+            content += [[*mask[:-1], mask.counts.decode()] for mask in every]
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
 
 
@@ -137,6 +145,8 @@ def _relabelled(entry: Entry, lookup: Tensor) -> Entry:
         areas=entry.areas[keep],
         crowds=entry.crowds[crowd],
         crowd_labels=crowds[crowd],
+        masks=tuple(compress(entry.masks, keep)),
+        crowd_masks=tuple(compress(entry.crowd_masks, crowd)),
     )
 
 

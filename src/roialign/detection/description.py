@@ -19,6 +19,7 @@ SMALLEST = 64  # pixels of a tile; a smaller image is padded to this
 SIDE = 4096  # pixels that a file may make the network see along a side
 MANY = 20_000  # classes, detections, proposals, samples
 POOLED = 2**29  # values of all pooled boxes of an image
+_BINS = 14**2  # that a box is pooled into for its mask, which has four cells for each
 CANDIDATES = 2**17  # boxes before the last non-maximum suppression, whose time grows with the square
 SCALES = (1 / 64, 16)  # pixels that the network sees per pixel of the image
 
@@ -86,6 +87,7 @@ _MODEL = {
     "sampling_ratio": _whole(-1, 16),
     "norm": _one_of(*NORMS),
 }
+_MASKS = {"masks": Rule("true, if it is there", lambda value: value is True)}
 _SIDES = _list(_whole(1, SIDE), 1, 16)
 _OPTIONS = {
     "min_size": Rule(f"{_SIDES.expected}, or one", lambda value: _SIDES.holds(value) or _whole(1, SIDE).holds(value)),
@@ -118,13 +120,20 @@ def check_model(description: Any) -> None:
     Raises:
         ValueError: a field is missing, unknown or not as its rule says; in one line.
     """
-    _check("model", description, _MODEL, needed=True, others=_OPTIONS)
+    _check("model", description, _MODEL, needed=True, others=_MASKS | _OPTIONS)
     boxes = description.get("rpn_post_nms_top_n_test", 1000)  # torchvision's defaults
     channels = 1280 if description["backbone"] == "mobilenet_v2" else description["fpn_channels"]
     pooled = boxes * channels * description["output_size"] ** 2
     least = description.get("box_score_thresh", 0.05)
     candidates = boxes * min(description["num_classes"] - 1, 1 / max(least, 1e-9))
-    for name, value, most in (("pooled values", pooled, POOLED), ("boxes to compare", candidates, CANDIDATES)):
+    found = description.get("box_detections_per_img", 100) * ("masks" in description)
+    drawn = found * max(channels * _BINS, description["num_classes"] * 4 * _BINS)
+    limits = (
+        ("pooled values", pooled, POOLED),
+        ("values of masks", drawn, POOLED),
+        ("boxes to compare", candidates, CANDIDATES),
+    )
+    for name, value, most in limits:
         if value > most:
             raise ValueError(f"model: asks for {value:g} {name} per image; expected up to {most}")
 

@@ -11,6 +11,7 @@ from torchvision.models.detection import FasterRCNN
 from .checkpoint import load_detector
 from .devices import PATIENCE, processes
 from .folding import fold_norms
+from .masks import Rle, decode, encode_all
 from .model import memory_format
 from .rasters import open_image
 from .tiles import detect
@@ -25,6 +26,17 @@ class Detections(NamedTuple):
     scores: Tensor  # [N] float32, from 0 to 1
     labels: Tensor  # [N] int64: the classes' numbers, from 1
     names: list[str]  # the classes' names, one for each box
+    masks: list[Rle] | None = None  # of a detector with masks one for each box, of the whole image: see :meth:`mask`
+
+    def mask(self, index: int) -> Tensor:
+        """The mask of a detection as ``[height, width]`` bool; ``masks`` has it run-length encoded, as COCO does.
+
+        Raises:
+            ValueError: the detector draws none.
+        """
+        if self.masks is None:
+            raise ValueError("masks: got a detector of boxes; train one with --masks")
+        return decode(self.masks[index])
 
 
 class Detector:
@@ -78,9 +90,11 @@ class Detector:
         Raises:
             DamagedImageError: a ValueError: the file is no image, or cannot be decoded or shown rightly.
         """
-        (found,) = detect(self.model, [open_image(image)], tile=tile, overlap=overlap, tta=tta, large=large)
-        boxes, scores, labels = found.above(self.score if score is None else score)
-        return Detections(boxes, scores, labels, [self.classes[label - 1] for label in labels.tolist()])
+        photo = open_image(image)
+        (found,) = detect(self.model, [photo], tile=tile, overlap=overlap, tta=tta, large=large)
+        found = found.above(self.score if score is None else score)
+        masks = None if found.grids is None else encode_all(found, photo.width, photo.height)
+        return Detections(*found[:3], [self.classes[label - 1] for label in found.labels.tolist()], masks)
 
 
 class Told(NamedTuple):

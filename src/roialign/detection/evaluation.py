@@ -14,10 +14,12 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from .datasets import AnnotatedImages, Entry, ImageId
+from .masks import encode_all
 from .tiles import Found
 
 IOUS = np.array([0.4, *np.linspace(0.5, 0.95, 10)])  # COCO's ten, and one below for truths that are roughly drawn
 AREAS = ("small", "medium", "large")
+MASKS = "mask_"  # before the names of the measures that go by the overlap of masks
 PER_CLASS = ("AP", "AP40", "AP50")  # measured of each class
 
 
@@ -34,7 +36,9 @@ class Report:
             same at IoU 0.4; AP_<class>, AP40_<class> and AP50_<class> of each class if there are several; precision,
             recall and F1 at IoU 0.5 above ``score_threshold``, half way from the score with the best F1 to the next
             lower one or to 0, and ``mean_iou`` of the detections that are right there with their true boxes (NaN if
-            none is); and the numbers of ``images``, ``boxes`` and ``max_detections``, the most in one image.
+            none is); and the numbers of ``images``, ``boxes`` and ``max_detections``, the most in one image. Of masks,
+            where both data and detections have them, all to AP50_<class> once more by the overlap of masks, with
+            ``mask_`` before the name.
         curve: recall, precision and score at IoU 0.5 over all detections, best score first, ``[3, N]``.
         found: the detections of each image, by the image's id.
     """
@@ -55,14 +59,29 @@ def evaluate_found(data: AnnotatedImages, found: Mapping[ImageId, Found]) -> Rep
         data: the truth.
         found: detections by image id, from :func:`roialign.detection.detect`; images that are not named are not judged.
     """
+    judged = [entry for entry in data.entries if entry.id in found]
+    kinds = {"": "bbox"}
+    if data.masks and all(each.grids is not None for each in found.values()):
+        kinds[MASKS] = "segm"
+    scores = {
+        f"{prefix}{name}": value
+        for prefix, kind in kinds.items()
+        for name, value in _scores(data, judged, found, kind).items()
+    }
+    return Report(*_at_best(scores, judged, found), found)
+
+
+def _scores(
+    data: AnnotatedImages, judged: Sequence[Entry], found: Mapping[ImageId, Found], kind: str
+) -> dict[str, float]:
+    """COCO's measures by the overlap of boxes or of masks: ``kind`` is ``"bbox"`` or ``"segm"``."""
     from faster_coco_eval import COCO, COCOeval_faster
 
-    judged = [entry for entry in data.entries if entry.id in found]
-    results = _results(judged, found)
+    results = _results(judged, found, kind)
     if not results:
-        return Report(*_at_best(dict.fromkeys(_names(data), 0.0), judged, found), found)
-    truth = COCO(_truth(judged, len(data.classes)), print_function=_silent)
-    judge = COCOeval_faster(truth, truth.loadRes(results), "bbox", print_function=_silent)
+        return dict.fromkeys(_names(data), 0.0)
+    truth = COCO(_truth(judged, len(data.classes), kind), print_function=_silent)
+    judge = COCOeval_faster(truth, truth.loadRes(results), kind, print_function=_silent)
     judge.params.iouThrs = IOUS
     judge.params.maxDets = [1, 10, 100, max(101, _most(found))]
     judge.evaluate()
@@ -87,8 +106,7 @@ def evaluate_found(data: AnnotatedImages, found: Mapping[ImageId, Found]) -> Rep
         ),
     ]
     names = _names(data)  # without those of the classes if there is one
-    scores = {name: _mean(array) for name, array in zip(names, values, strict=False)}
-    return Report(*_at_best(scores, judged, found), found)
+    return {name: _mean(array) for name, array in zip(names, values, strict=False)}
 
 
 def precision_recall(entries: Sequence[Entry], found: Mapping[ImageId, Found], iou: float = 0.5) -> Tensor:
@@ -133,7 +151,7 @@ def within_crowds(found: Found, entry: Entry, part: float = 0.5) -> Tensor:
     return (inside & (found.labels[:, None] == entry.crowd_labels)).any(1)
 
 
-def _truth(entries: Sequence[Entry], classes: int) -> dict[str, Any]:
+def _truth(entries: Sequence[Entry], classes: int, kind: str) -> dict[str, Any]:
     """The entries for COCO's evaluator, which wants numbers as ids: an image's place, a class's label."""
     annotations: list[dict[str, Any]] = []
     for image, entry in enumerate(entries):
@@ -142,6 +160,9 @@ def _truth(entries: Sequence[Entry], classes: int) -> dict[str, Any]:
         parts += [
             (box, label, 0.0, 1) for box, label in zip(entry.crowds.tolist(), entry.crowd_labels.tolist(), strict=True)
         ]
+        drawn: list[dict[str, Any]] = [{}] * len(parts)
+        if kind == "segm":
+            drawn = [{"segmentation": mask.rle()} for mask in (*entry.masks, *entry.crowd_masks)]
         annotations += [
             {
                 "id": len(annotations) + number,
@@ -150,20 +171,30 @@ def _truth(entries: Sequence[Entry], classes: int) -> dict[str, Any]:
                 "bbox": _xywh(box),
                 "area": area,
                 "iscrowd": crowd,
+                **mask,
             }
-            for number, (box, label, area, crowd) in enumerate(parts, 1)
+            for number, ((box, label, area, crowd), mask) in enumerate(zip(parts, drawn, strict=True), 1)
         ]
     images = [{"id": image, "width": entry.width, "height": entry.height} for image, entry in enumerate(entries)]
     categories = [{"id": label, "name": str(label)} for label in range(1, classes + 1)]
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 
-def _results(entries: Sequence[Entry], found: Mapping[ImageId, Found]) -> list[dict[str, Any]]:
-    return [
-        {"image_id": image, "category_id": label, "bbox": _xywh(box), "score": score}
-        for image, entry in enumerate(entries)
-        for box, score, label in zip(*(values.tolist() for values in found[entry.id]), strict=True)
-    ]
+def _results(entries: Sequence[Entry], found: Mapping[ImageId, Found], kind: str) -> list[dict[str, Any]]:
+    results: list[dict[str, Any]] = []
+    for image, entry in enumerate(entries):
+        each = found[entry.id]
+        if kind == "segm":  # and no box, whose area would count as the mask's
+            shapes: list[dict[str, Any]] = [
+                {"segmentation": mask} for mask in encode_all(each, entry.width, entry.height)
+            ]
+        else:
+            shapes = [{"bbox": _xywh(box)} for box in each.boxes.tolist()]
+        results += [
+            {"image_id": image, "category_id": label, "score": score, **shape}
+            for score, label, shape in zip(each.scores.tolist(), each.labels.tolist(), shapes, strict=True)
+        ]
+    return results
 
 
 def _xywh(box: Sequence[float]) -> list[float]:

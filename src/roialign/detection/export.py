@@ -24,10 +24,12 @@ from .checkpoint import load_detector
 from .description import SMALLEST, TILE
 from .graph import Graph, PlainPooler
 from .images import Photo
+from .mask_heads import has_masks, not_pasted
 from .tiles import Found
 
 OPSET = 18
-NAMES = ("boxes", "scores", "labels")
+NAMES = ("boxes", "scores", "labels")  # of the outputs
+MASKS = "masks"  # one more, of a detector that draws them
 METADATA = ("classes", "category_ids", "tile", "overlap", "score_threshold")  # of the card
 PIXELS = 1e-3  # that boxes may differ by in any case
 SCORE = 1e-4  # likewise
@@ -42,11 +44,13 @@ class Difference(NamedTuple):
     Attributes:
         moved: pixels, the most that an edge of a detection in both differs by.
         scored: the most that its score does.
+        drawn: the most that a value of its mask does.
         lone: detections that only one of them has, but for those at the least score that is reported.
     """
 
     moved: float
     scored: float
+    drawn: float
     lone: int
 
 
@@ -75,16 +79,18 @@ def export(weights: Path | None, out: Path, console: Console, photo: Path | None
         raise ValueError(f"{photo}: got {pixels.shape[2]} x {pixels.shape[1]} pixels; expected {2 * SMALLEST} or more")
     content = onnx_of(model)
     tile = int(model.card.get("tile", TILE))
-    boxes, moved = 0, 0.0
+    boxes, moved, drawn = 0, 0.0, 0.0
     for height, width in ((tile, tile), (tile // 2, 3 * tile // 4)):  # two sizes, since any must do
         part = pixels[:, :height, :width]
         found = check(content, model, part, f"{out} is not written: {photo}, {part.shape[2]} x {part.shape[1]} pixels")
         boxes, moved = boxes + found.boxes, max(moved, found.difference.moved)
+        drawn = max(drawn, found.difference.drawn)
     write_atomically(out, content)
     say(
         console,
         f"wrote {out}: on two parts of {photo.name} ONNX Runtime found Python's {boxes} boxes, "
-        f"none of them further than {_shown(moved)} pixels away",
+        f"none of them further than {_shown(moved)} pixels away"
+        + (f", and masks that differ by {_shown(drawn)} at most" if has_masks(model) else ""),
     )
 
 
@@ -94,15 +100,19 @@ def onnx_of(model: FasterRCNN) -> bytes:
     Input ``image``: ``[3, height, width]`` float32, red, green and blue in [0, 1], not resized and not normalised: that
     is in the graph, and so are non-maximum suppression, the least score and the most detections that the detector has.
     Outputs, best first: ``boxes`` ``[detections, 4]`` float32 (x1, y1, x2, y2) in pixels of the image, ``scores``
-    ``[detections]`` float32, ``labels`` ``[detections]`` int64, from 1. The file's metadata has the card's ``classes``,
-    ``category_ids``, ``tile``, ``overlap`` and ``score_threshold`` as JSON, as far as they are known.
+    ``[detections]`` float32, ``labels`` ``[detections]`` int64, from 1; of a detector with masks ``masks``
+    ``[detections, 28, 28]`` float32, how likely each of 28 x 28 equal parts of the box is the object's. The file's
+    metadata has the card's ``classes``, ``category_ids``, ``tile``, ``overlap`` and ``score_threshold`` as JSON, as far
+    as they are known.
     """
     import onnx
 
     graph = Graph(copy.deepcopy(model).eval())
-    pooler = graph.model.roi_heads.box_roi_pool
-    if pooler.kind == "integral":
-        graph.model.roi_heads.box_roi_pool = PlainPooler.of(pooler)
+    heads = graph.model.roi_heads
+    if heads.box_roi_pool.kind == "integral":
+        heads.box_roi_pool = PlainPooler.of(heads.box_roi_pool)
+        heads.mask_roi_pool = PlainPooler.of(heads.mask_roi_pool) if has_masks(model) else None
+    names = names_of(model)
     # Only the sizes of maps come from this image. It has to be so large that they tell each level's scale.
     side = min(4096, max(256, math.ceil(256 / (model.description["scale"] or 1))))
     image = torch.rand(3, side, side + 64, generator=torch.Generator().manual_seed(0))
@@ -116,8 +126,8 @@ def onnx_of(model: FasterRCNN) -> bytes:
             dynamo=False,
             opset_version=OPSET,
             input_names=["image"],
-            output_names=list(NAMES),
-            dynamic_axes={"image": {1: "height", 2: "width"}, **{name: {0: "detections"} for name in NAMES}},
+            output_names=list(names),
+            dynamic_axes={"image": {1: "height", 2: "width"}, **{name: {0: "detections"} for name in names}},
         )
     program = onnx.load_from_string(file.getvalue())
     card = getattr(model, "card", {})  # which a detector that was never saved lacks
@@ -126,6 +136,11 @@ def onnx_of(model: FasterRCNN) -> bytes:
     onnx.helper.set_model_props(program, known)
     program.doc_string = " ".join((onnx_of.__doc__ or "").split())
     return bytes(program.SerializeToString())
+
+
+def names_of(model: FasterRCNN) -> tuple[str, ...]:
+    """What the file of a detector answers."""
+    return (*NAMES, MASKS) if has_masks(model) else NAMES
 
 
 class Checked(NamedTuple):
@@ -147,18 +162,22 @@ def check(content: bytes, model: FasterRCNN, image: Tensor, told: str) -> Checke
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    theirs = Found(*(torch.from_numpy(each) for each in session.run(list(NAMES), {"image": image.numpy()})))
+    theirs = Found(*(torch.from_numpy(each) for each in session.run(list(names_of(model)), {"image": image.numpy()})))
     ours, exact = answer(model, image), answer(copy.deepcopy(model).double(), image.double())
     ends = model.roi_heads.score_thresh, model.roi_heads.detections_per_img
     got, rounded = difference(ours, theirs, *ends), difference(ours, exact, *ends)
     may = Difference(
-        max(PIXELS, ROUNDING * rounded.moved), max(SCORE, ROUNDING * rounded.scored), ROUNDING * rounded.lone
+        max(PIXELS, ROUNDING * rounded.moved),
+        max(SCORE, ROUNDING * rounded.scored),
+        max(SCORE, ROUNDING * rounded.drawn),
+        ROUNDING * rounded.lone,
     )
-    if not (got.moved <= may.moved and got.scored <= may.scored and got.lone <= may.lone):
+    if not all(theirs <= most for theirs, most in zip(got, may, strict=True)):  # NaN is not
+        masks = (f", masks by {_shown(got.drawn)}", f", {_shown(may.drawn)}") if has_masks(model) else ("", "")
         raise ValueError(
             f"{told}: ONNX Runtime's boxes differ from Python's by {_shown(got.moved)} pixels, scores by "
-            f"{_shown(got.scored)}, and {got.lone} of {len(ours.boxes)} are not in both; expected at most "
-            f"{_shown(may.moved)}, {_shown(may.scored)} and {may.lone}"
+            f"{_shown(got.scored)}{masks[0]}, and {got.lone} of {len(ours.boxes)} are not in both; expected at most "
+            f"{_shown(may.moved)}, {_shown(may.scored)}{masks[1]} and {may.lone}"
         )
     return Checked(got, len(ours.boxes))
 
@@ -166,8 +185,9 @@ def check(content: bytes, model: FasterRCNN, image: Tensor, told: str) -> Checke
 @torch.no_grad()
 def answer(model: FasterRCNN, image: Tensor) -> Found:
     """What the detector finds in one image ``[3, H, W]``, which is not cut."""
-    (found,) = model.eval()([image])
-    return Found(*(found[name] for name in NAMES))
+    with not_pasted(model.eval()):
+        (found,) = model([image])
+    return Found(**{name: found[name] for name in Found._fields if name in found})
 
 
 def difference(a: Found, b: Found, least: float, most: int) -> Difference:
@@ -180,17 +200,19 @@ def difference(a: Found, b: Found, least: float, most: int) -> Difference:
     """
     overlap = box_iou(a.boxes.double(), b.boxes.double()) * (a.labels[:, None] == b.labels)
     alone = [torch.ones_like(each.scores, dtype=torch.bool) for each in (a, b)]
-    moved, scored = [0.0], [0.0]
+    moved, scored, drawn = [0.0], [0.0], [0.0]
     while overlap.numel() and float(overlap.max()) > 0.9:
         row, column = divmod(int(overlap.argmax()), overlap.shape[1])
         overlap[row], overlap[:, column] = 0, 0
         alone[0][row], alone[1][column] = False, False
         moved.append(float((a.boxes[row].double() - b.boxes[column].double()).abs().max()))
         scored.append(float((a.scores[row].double() - b.scores[column].double()).abs()))
+        if a.grids is not None and b.grids is not None:
+            drawn.append(float((a.grids[row].double() - b.grids[column].double()).abs().max()))
     # Where a list ends, rounding decides who is the last.
     last = max([least, *(float(each.scores.min()) for each in (a, b) if len(each.scores) == most > 0)])
     lone = sum(int((each.scores[mine] > last + SCORE).sum()) for each, mine in zip((a, b), alone, strict=True))
-    return Difference(max(moved), max(scored), lone)
+    return Difference(max(moved), max(scored), float(torch.tensor(drawn).max()), lone)  # which NaN remains
 
 
 def _require(*modules: str) -> None:

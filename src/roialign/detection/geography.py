@@ -29,27 +29,30 @@ class Place(NamedTuple):
     matrix: tuple[float, ...]  # a, b, c, d, e, f of x = a column + b row + c, y = d column + e row + f
     system: Any  # rasterio's CRS
 
-    def outlines(self, boxes: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
-        """GeoJSON's geometries of boxes in pixels (x1, y1, x2, y2), in degrees of longitude and latitude.
+    def on_earth(self, geometries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """GeoJSON's polygons in pixels as such in degrees of longitude and latitude.
 
-        Each is a polygon of the box's four corners, counterclockwise; or two, where it crosses the 180th meridian.
+        Counterclockwise ones stay so. One that crosses the 180th meridian becomes two.
         """
         from rasterio.warp import transform_geom
 
-        if not boxes:
+        if not geometries:
             return []
+        moved: list[dict[str, Any]] = transform_geom(
+            self.system,
+            WGS84,
+            [{**each, "coordinates": self._placed(each["coordinates"])} for each in geometries],
+            precision=DIGITS,
+        )
+        return moved
+
+    def _placed(self, coordinates: Any) -> Any:
+        """Coordinates of any depth in the image's coordinate system."""
+        if not isinstance(coordinates[0][0], int | float):
+            return [self._placed(each) for each in coordinates]
         a, b, c, d, e, f = self.matrix
         step = -1 if a * e < b * d else 1  # mostly y points down in pixels and north on the map
-        rings = [
-            [
-                (a * x + b * y + c, d * x + e * y + f)
-                for x, y in ((x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1))[::step]
-            ]
-            for x1, y1, x2, y2 in boxes
-        ]
-        geometries = [{"type": "Polygon", "coordinates": [ring]} for ring in rings]
-        moved: list[dict[str, Any]] = transform_geom(self.system, WGS84, geometries, precision=DIGITS)
-        return moved
+        return [(a * x + b * y + c, d * x + e * y + f) for x, y in coordinates][::step]
 
 
 def place_of(photo: Photo) -> tuple[Place | None, str]:

@@ -19,6 +19,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from ..backends import reference
 from ..levels import pyramid
 from ..pyramid import MultiScaleRoIAlign
+from .mask_heads import not_pasted
 from .model import ScaledTransform
 
 
@@ -33,7 +34,7 @@ class Graph(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """What ``model([image])`` finds.
 
         Args:
@@ -43,6 +44,7 @@ class Graph(nn.Module):
             boxes: ``[N, 4]`` float32 (x1, y1, x2, y2), pixels of the image.
             scores: ``[N]`` float32, best first.
             labels: ``[N]`` int64, from 1.
+            grids: of a detector with masks, ``[N, 28, 28]`` float32: how likely each cell of the box is the object's.
         """
         model, transform = self.model, self.model.transform
         seen = resized(transform.normalize(image), transform)
@@ -51,9 +53,11 @@ class Graph(nn.Module):
         features = model.backbone(images.tensors)
         features = {"0": features} if isinstance(features, Tensor) else features
         proposals, _ = model.rpn(images, features)
-        (found,), _ = model.roi_heads(features, proposals, [size])
+        with not_pasted(model):
+            (found,), _ = model.roi_heads(features, proposals, [size])
         ratio = (_sides(image) / _sides(seen)).to(found["boxes"].dtype)
-        return found["boxes"] * ratio.flip(0).repeat(2), found["scores"], found["labels"]
+        found["boxes"] = found["boxes"] * ratio.flip(0).repeat(2)
+        return tuple(found[name] for name in ("boxes", "scores", "labels", "grids") if name in found)
 
 
 class PlainPooler(MultiScaleRoIAlign):

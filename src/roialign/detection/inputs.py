@@ -27,13 +27,15 @@ def training_data(recipe: Recipe) -> tuple[AnnotatedImages, AnnotatedImages | No
     if recipe.val_images is not None and recipe.val is None:
         raise ValueError("--val-images: there is no --val whose images it could name")
     if recipe.annotations is None:
-        return _choose(AnnotatedImages(TRAIN), recipe.classes), _choose(AnnotatedImages(HELDOUT), recipe.classes)
-    columns = headings(recipe.columns)
-    data = _choose(_take(recipe.annotations, recipe.images, "train", columns), recipe.classes)
+        own = (AnnotatedImages(part, masks=recipe.masks) for part in (TRAIN, HELDOUT))
+        data, held = (_choose(part, recipe.classes) for part in own)
+        return data, held
+    columns, masks = headings(recipe.columns), recipe.masks
+    data = _choose(_take(recipe.annotations, recipe.images, "train", columns, masks), recipe.classes)
     if recipe.val is not None:
-        held = _take(recipe.val, recipe.val_images or recipe.images, "val", columns)
+        held = _take(recipe.val, recipe.val_images or recipe.images, "val", columns, masks)
     elif "val" in parts(recipe.annotations):
-        held = AnnotatedImages(recipe.annotations, recipe.images, "val", columns)
+        held = AnnotatedImages(recipe.annotations, recipe.images, "val", columns, masks)
     else:
         return data.split(recipe.val_split, recipe.seed) if recipe.val_split else (data, None)
     held = _matched(_choose(held, recipe.classes, all=False), data.classes, data.category_ids, str(data.path))
@@ -51,18 +53,19 @@ def judged_data(
     part: str | None = None,
     classes: str | None = None,
     columns: str | None = None,
+    masks: bool = False,
 ) -> AnnotatedImages:
-    """What to judge by: a part, or of what has parts ``val``.
+    """What to judge by, ``masks`` too: a part, or of what has parts ``val``.
 
     Raises:
         FileNotFoundError: the annotations or some images are not there.
         ValueError: what is wrong in them, or in what is asked for.
     """
     if annotations is None:
-        return _choose(AnnotatedImages(HELDOUT), classes)
+        return _choose(AnnotatedImages(HELDOUT, masks=masks), classes)
     if part is None:
-        return _choose(_take(annotations, images, "val", headings(columns)), classes)
-    return _choose(AnnotatedImages(annotations, images, part, headings(columns)), classes)
+        return _choose(_take(annotations, images, "val", headings(columns), masks), classes)
+    return _choose(AnnotatedImages(annotations, images, part, headings(columns), masks), classes)
 
 
 def fit_to_model(data: AnnotatedImages, model: FasterRCNN) -> AnnotatedImages:
@@ -97,9 +100,9 @@ def headings(columns: str | None) -> Sequence[str]:
     return names
 
 
-def _take(path: Path, images: Path | None, usual: str, columns: Sequence[str]) -> AnnotatedImages:
+def _take(path: Path, images: Path | None, usual: str, columns: Sequence[str], masks: bool) -> AnnotatedImages:
     """Annotations, or the usual part of them if they have parts."""
-    return AnnotatedImages(path, images, usual if parts(path) else None, columns)
+    return AnnotatedImages(path, images, usual if parts(path) else None, columns, masks)
 
 
 def _choose(data: AnnotatedImages, classes: str | None, all: bool = True) -> AnnotatedImages:

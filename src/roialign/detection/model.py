@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torchvision import models
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -20,6 +20,7 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ..pyramid import MultiScaleRoIAlign
+from .mask_heads import POOLED, MaskHeads, mask_parts
 from .weights import load_weights
 
 POOLINGS = ("roi_align", "roi_align_max", "prroi_pool", "roi_pool")
@@ -52,9 +53,10 @@ def build_detector(
     output_size: int = 7,
     sampling_ratio: int = 2,
     norm: str | None = None,
+    masks: bool = False,
     **options: Any,
 ) -> FasterRCNN:
-    """Build torchvision's Faster R-CNN with this package's pooling.
+    """Build torchvision's Faster R-CNN, or Mask R-CNN, with this package's pooling.
 
     Args:
         num_classes: classes to tell apart, the background (class 0) included.
@@ -78,6 +80,9 @@ def build_detector(
         norm: the backbone's: ``"frozen"`` keeps batch norm as the weights have it, since the batches of a detector are
             small; ``"group"``, for random weights, does not look at the batch at all; or ``"batch"``. None: frozen if
             there are weights, else batch.
+        masks: draw the objects' masks, too: the detector is torchvision's ``MaskRCNN``, whose boxes for masks are
+            pooled by the same operator, 14 bins along each side. For training the targets have ``masks`` ``[N, H, W]``
+            of 0 and 1.
         options: anything else that :class:`torchvision.models.detection.FasterRCNN` takes.
 
     Returns:
@@ -107,6 +112,8 @@ def build_detector(
         "canonical_scale": canonical_scale, "fpn_channels": fpn_channels, "head_channels": head_channels,
         "output_size": output_size, "sampling_ratio": sampling_ratio, "norm": norm,
     }  # fmt: skip
+    if masks:
+        description["masks"] = True
     return _assemble(body, description, options, weights)
 
 
@@ -136,7 +143,12 @@ def _assemble(body: nn.Module, description: dict[str, Any], options: dict[str, A
     sizes, size, head = description["anchors"]["sizes"], description["output_size"], description["head_channels"]
     names = [str(level) for level in range(max(1, len(sizes) - 1))]
     ratio, canonical_scale = description["sampling_ratio"], description["canonical_scale"]
-    model = FasterRCNN(
+    kind: Callable[..., FasterRCNN] = FasterRCNN
+    if "masks" in description:
+        pooler = _pooler(description["pooling"], names, POOLED, ratio, canonical_scale)
+        parts = mask_parts(cast(int, body.out_channels), description["num_classes"])
+        kind = partial(MaskRCNN, mask_roi_pool=pooler, **parts)
+    model = kind(
         body,
         num_classes=None,
         rpn_anchor_generator=AnchorGenerator(
@@ -147,6 +159,8 @@ def _assemble(body: nn.Module, description: dict[str, Any], options: dict[str, A
         box_predictor=FastRCNNPredictor(head, description["num_classes"]),
         **options,
     )
+    if "masks" in description:
+        model.roi_heads = MaskHeads.of(model.roi_heads)
     if description["scale"] is not None:
         model.transform = ScaledTransform(description["scale"], model.transform)
     model.description = {**description, **options}
@@ -293,7 +307,7 @@ class ScaledTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
         self.scale = scale
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Resize ``image`` ``[C, H, W]`` and the boxes of ``target``."""
+        """Resize ``image`` ``[C, H, W]`` and the boxes of ``target``; its masks need not be."""
         before = image.shape[-2:]
         size = [max(1, round(side * self.scale)) for side in before]
         image = nn.functional.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]

@@ -32,6 +32,8 @@ from .labels import (
     font_for,
     tags_of,
 )
+from .masks import Patch
+from .overlays import draw_masks, shade
 from .tiles import Found
 from .views import Sample
 
@@ -58,6 +60,8 @@ def draw_found(photo: Photo, found: Found, classes: Sequence[str], enlarge: bool
     if enlarge:
         picture, times = enlarged(picture, found.boxes * scale, LONGEST)
         scale *= times
+    if found.grids is not None:
+        draw_masks(picture, found, scale)
     draw_tags(picture, tags_of(found.boxes, found.scores, found.labels, classes, scale))
     return picture
 
@@ -69,6 +73,8 @@ def draw_views(samples: Sequence[Sample], classes: Sequence[str], path: Output) 
     sheet = Image.new("RGB", (columns * size, -(-len(samples) // columns) * size))
     for place, sample in enumerate(samples):
         picture = to_pil_image(sample.image)
+        for mask, label in zip(sample.target.get("masks", ()), sample.target["labels"].tolist(), strict=False):
+            shade(picture, Patch(0, 0, mask.bool().numpy()), colour_of(label))
         tags = []
         for box, label in zip(sample.target["boxes"].tolist(), sample.target["labels"].tolist(), strict=True):
             name = shown(classes[label - 1])
@@ -140,7 +146,7 @@ def _misses(data: AnnotatedImages, report: Report) -> tuple[list[_Miss], list[_M
     for index, entry in enumerate(data.entries):
         each = report.found[entry.id].above(report.metrics["score_threshold"])
         verdict = judge(each, entry)
-        for box, score, label, true in zip(*each, verdict.detections.tolist(), strict=True):
+        for box, score, label, true in zip(*each[:3], verdict.detections.tolist(), strict=True):
             if true != label and true >= NOTHING:
                 name = f"{names[int(label) - 1]} {float(score):.2f}"
                 again = bool((box_iou(box[None], entry.boxes) >= 0.5).any())
@@ -265,7 +271,7 @@ def plot_history(history: Sequence[dict[str, float]], path: Output) -> None:
     epochs = [row["epoch"] + 1 for row in history]
     for axes, names, title in (
         (left, [name for name in history[0] if name.startswith("loss_")], "losses"),
-        (right, [name for name in history[0] if name.startswith("AP")], "AP of the averaged model"),
+        (right, [name for name in history[0] if "AP" in name], "AP of the averaged model"),
     ):
         for name in names:
             axes.plot(epochs, [row[name] for row in history], label=name.removeprefix("loss_"), marker=".")

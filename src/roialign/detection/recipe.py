@@ -51,6 +51,9 @@ class Recipe:
         "mobilenet_v2_fpn"
     )
     pooling: Annotated[str, typer.Option(help="roi_align, roi_align_max, prroi_pool or roi_pool.")] = "roi_align"
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Draw masks, too: Mask R-CNN. Default: as the detector of --weights.")
+    ] = False
     epochs: Annotated[int, typer.Option(min=1), FREE] = 30
     batch: Annotated[int, typer.Option(min=1, help="Crops per process and step.")] = 4
     accumulate: Annotated[
@@ -141,7 +144,7 @@ def resume(out: Path, given: Mapping[str, Any]) -> Recipe:
     if not path.is_file():
         raise FileNotFoundError(f"{out}: has no training to resume")
     try:
-        kept = json.loads(path.read_bytes())
+        kept = {"masks": False, **json.loads(path.read_bytes())}  # which trainings from before there were masks lack
         wrong = [name for name, types in OPTIONS.items() if type(kept[name]) not in types]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not the command of a training: {error!r}") from None

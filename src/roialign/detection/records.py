@@ -12,9 +12,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from .contours import contour
 from .formats import COLUMNS
 from .formats.coco import relative
 from .geography import Place
+from .masks import encode, paste
 from .tiles import Found
 
 PIXELS = "pixels of the image: x to the right, y down, 0 at the left and upper edge"
@@ -41,29 +45,36 @@ class Result(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """One box, rounded as all files have it."""
+    """One detection, rounded as all files have it."""
 
     box: list[float]  # x1, y1, x2, y2
     score: float
     category: Category
+    grid: Tensor | None  # of a detector with masks
 
 
 def as_coco(results: Iterable[Result], categories: Sequence[Category], folder: Path) -> bytes:
-    """COCO's JSON, with a score for each annotation, and of a video's frames ``frame_id`` (from 0) and ``time``."""
+    """COCO's JSON, with a score for each annotation, and of a video's frames ``frame_id`` (from 0) and ``time``.
+
+    Of a detector with masks ``segmentation`` is run-length encoded, and the area is the mask's.
+    """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, result in enumerate(results, 1):
         name = relative(result.file, folder)
         image = {"id": number, "file_name": name, "width": result.width, "height": result.height}
         images.append(image if result.frame is None else {**image, "frame_id": result.frame, "time": result.time})
-        for (x1, y1, x2, y2), score, category in _rows(result, categories):
+        for (x1, y1, x2, y2), score, category, grid in _rows(result, categories):
             bbox = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
+            patch = None if grid is None else paste(grid, (x1, y1, x2, y2), result.width, result.height)
+            drawn = {} if patch is None else {"segmentation": encode(patch, result.width, result.height)}
             annotations.append({
                 "id": len(annotations) + 1,
                 "image_id": number,
                 "category_id": category.id,
                 "bbox": bbox,
-                "area": round(bbox[2] * bbox[3], 2),
+                "area": round(bbox[2] * bbox[3], 2) if patch is None else int(patch.inside.sum()),
+                **drawn,
                 "score": score,
                 "iscrowd": 0,
             })  # fmt: skip
@@ -88,7 +99,9 @@ def as_table(results: Iterable[Result], categories: Sequence[Category], folder: 
 
 
 def as_geojson(results: Iterable[Result], categories: Sequence[Category], folder: Path) -> bytes:
-    """GeoJSON as RFC 7946 has it: a polygon for each box, and what it is, in ``properties``.
+    """GeoJSON as RFC 7946 has it: a polygon for each box or around each mask, and what it is, in ``properties``.
+
+    Of a mask in parts it is a MultiPolygon; an empty one has no geometry.
 
     Of a georeferenced image the coordinates are degrees, as the RFC asks for. Of any other they are pixels, which is no
     GeoJSON to the letter, but is what programs for images take. ``coordinates`` among the properties says which.
@@ -97,7 +110,10 @@ def as_geojson(results: Iterable[Result], categories: Sequence[Category], folder
     for result in results:
         name = relative(result.file, folder)
         rows = list(_rows(result, categories))
-        outlines = map(_ring, rows) if result.place is None else result.place.outlines([row.box for row in rows])
+        outlines = [_ring(row) if row.grid is None else contour(row.grid, row.box) for row in rows]
+        if result.place is not None:
+            moved = iter(result.place.on_earth([each for each in outlines if each is not None]))
+            outlines = [None if each is None else next(moved) for each in outlines]
         for row, outline in zip(rows, outlines, strict=True):
             properties = {
                 "image": name,
@@ -116,8 +132,9 @@ def as_geojson(results: Iterable[Result], categories: Sequence[Category], folder
 
 def _rows(result: Result, categories: Sequence[Category]) -> Iterator[_Row]:
     found = result.found
-    for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True):
-        yield _Row([round(value, 2) for value in box], round(score, 4), categories[label - 1])
+    grids = [None] * len(found.boxes) if found.grids is None else found.grids
+    for box, score, label, grid in zip(*(values.tolist() for values in found[:3]), grids, strict=True):
+        yield _Row([round(value, 2) for value in box], round(score, 4), categories[label - 1], grid)
 
 
 def _ring(row: _Row) -> dict[str, Any]:

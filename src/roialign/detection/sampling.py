@@ -13,7 +13,7 @@ class SeededSampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]
     def __init__(self, base: BalancedPositiveNegativeSampler) -> None:
         super().__init__(base.batch_size_per_image, base.positive_fraction)
         self.seeds: list[int] = []
-        self.count = 0
+        self.count = self.positive = 0
 
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """As torchvision's, image by image."""
@@ -24,4 +24,5 @@ class SeededSampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]
             positive += chosen[0]
             negative += chosen[1]
         self.count = int(sum(mask.sum() for mask in positive + negative))
+        self.positive = int(sum(mask.sum() for mask in positive))
         return positive, negative

@@ -14,6 +14,8 @@ from torchvision.ops import batched_nms
 
 from .description import SMALLEST, TILE, check_card
 from .images import FILL, Photo, Window, to_tensor
+from .mask_heads import not_pasted
+from .masks import regrid
 from .voting import look, vote
 
 NEAR = 2  # pixels from a seam, where a box may be one that it cuts
@@ -26,11 +28,16 @@ class Found(NamedTuple):
     boxes: Tensor  # [N, 4] float32: x1, y1, x2, y2 in pixels of the image
     scores: Tensor  # [N] float32
     labels: Tensor  # [N] int64, from 1
+    grids: Tensor | None = None  # [N, 28, 28] float32: of a detector with masks, how likely each cell of a box is in it
 
     def above(self, score: float) -> Found:
         """Those of at least this score."""
-        sure = self.scores >= score
-        return Found(self.boxes[sure], self.scores[sure], self.labels[sure])
+        return self.at(self.scores >= score)
+
+    def at(self, index: Tensor) -> Found:
+        """Those of some places, or at which ``index`` is true."""
+        grids = None if self.grids is None else self.grids[index]
+        return Found(self.boxes[index], self.scores[index], self.labels[index], grids)
 
 
 class _Tile(NamedTuple):
@@ -55,9 +62,9 @@ def detect(
 
     A photo larger than a tile is cut into tiles of that size with at least ``overlap`` pixels in common. Each box is
     reported by the tile in whose core it is centred (the cores meet halfway through the overlaps, and reach a little
-    into each other), and the model's own non-maximum suppression runs once more over all tiles. An object larger than
-    the overlap may be cut, unless ``large``. Tiles of one size share batches, also across photos. Memory, beyond the
-    decoded photo, is bounded by ``batch`` tiles.
+    into each other), with the mask that it has there, and the model's own non-maximum suppression of boxes runs once
+    more over all tiles. An object larger than the overlap may be cut, unless ``large``. Tiles of one size share
+    batches, also across photos. Memory, beyond the decoded photo, is bounded by ``batch`` tiles.
 
     Args:
         model: the detector; photos go to its device. It is put into evaluation mode.
@@ -126,8 +133,9 @@ def detect(
 def _forward(model: FasterRCNN, pixels: list[Tensor], tta: bool) -> list[Found]:
     device = next(model.parameters()).device
     images = [image.to(device, non_blocking=True) for image in pixels]
-    found = [vote(seen, model.roi_heads.nms_thresh) for seen in look(model, images)] if tta else model(images)
-    return [Found(*(each[name].cpu() for name in ("boxes", "scores", "labels"))) for each in found]
+    with not_pasted(model):
+        found = [vote(seen, model.roi_heads.nms_thresh) for seen in look(model, images)] if tta else model(images)
+    return [Found(**{name: each[name].cpu() for name in Found._fields if name in each}) for each in found]
 
 
 def _cut(photo: int, width: int, height: int, tile: int, overlap: int, large: bool) -> Iterator[_Tile]:
@@ -181,7 +189,10 @@ def _merge(parts: list[tuple[_Tile, Found]], threshold: float, overlap: int) -> 
         low, high = torch.tensor(piece.core[:2]), torch.tensor(piece.core[2:])
         inside = ((centre >= low) & (centre < high)).all(1)
         # What was found in the padding of a small image, or reaches into it.
-        boxes = boxes.clamp(max=torch.tensor([x2, y2, x2, y2]))
+        cut_off = boxes.clamp(max=torch.tensor([x2, y2, x2, y2]))
+        if found.grids is not None and not torch.equal(cut_off, boxes):
+            found = found._replace(grids=regrid(found.grids, boxes, cut_off))
+        boxes = cut_off
         inside &= (boxes[:, 2:] > boxes[:, :2]).all(1)
         if piece.factor > 1:  # what is smaller was seen as a whole at twice this size
             inside &= (boxes[:, 2:] - boxes[:, :2]).amax(1) > overlap / 2
@@ -189,11 +200,11 @@ def _merge(parts: list[tuple[_Tile, Found]], threshold: float, overlap: int) -> 
         seams = torch.tensor([x1 > 0, y1 > 0, x2 < piece.size[0], y2 < piece.size[1]])
         cut.append((((boxes - torch.tensor([x1, y1, x2, y2])).abs() < NEAR) & seams).any(1))
         factors.append(torch.full((len(boxes),), piece.factor))
-        kept.append(Found(boxes * piece.factor, found.scores[inside], found.labels[inside]))
-    every = Found(*(torch.cat([getattr(part, name) for part in kept]) for name in Found._fields))
-    boxes, scores, labels = _without_pieces(every, torch.cat(cut), torch.cat(factors))
-    order = batched_nms(boxes, scores, labels, threshold)
-    return Found(boxes[order], scores[order], labels[order])
+        kept.append(found.at(inside)._replace(boxes=boxes * piece.factor))
+    names = [name for name in Found._fields if getattr(kept[0], name) is not None]
+    every = Found(**{name: torch.cat([getattr(part, name) for part in kept]) for name in names})
+    every = _without_pieces(every, torch.cat(cut), torch.cat(factors))
+    return every.at(batched_nms(every.boxes, every.scores, every.labels, threshold))
 
 
 def _without_pieces(found: Found, cut: Tensor, factors: Tensor) -> Found:
@@ -205,4 +216,4 @@ def _without_pieces(found: Found, cut: Tensor, factors: Tensor) -> Found:
     within = mostly & (factors[wholes] > factors[some, None]) & (found.labels[wholes] == found.labels[some, None])
     stays = torch.ones_like(cut)
     stays[some] = ~within.any(1)
-    return Found(found.boxes[stays], found.scores[stays], found.labels[stays])
+    return found.at(stays)

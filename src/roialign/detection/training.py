@@ -29,6 +29,7 @@ from .description import SMALLEST, check_card, check_model
 from .devices import make_accelerator
 from .evaluation import Report, evaluate_found
 from .interruption import InterruptedTrainingError, Wish, deaf
+from .mask_heads import has_masks
 from .model import backbone_of, memory_format
 from .recipe import Recipe
 from .sampling import SeededSampler
@@ -36,6 +37,8 @@ from .tiles import detect
 from .views import EpochBatches, Sample, TrainingViews, augmentation
 
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
+MASKS = "loss_mask"  # one more, of a detector that draws them
+JUDGED = ("AP", "AP50", "AP75", "mask_AP", "mask_AP50", "mask_AP75")  # of an epoch
 STATE, BEST = "last.safetensors", "model.safetensors"
 # What of a recipe every step obeys; the data and the model, which follow from the rest, are compared themselves.
 STEPS = (
@@ -107,6 +110,11 @@ class Trainer:
         model.card = {**classes, "tile": max(SMALLEST, self.crop), **(card or {})}
         check_model(model.description)  # and not when an epoch is done and shall be saved
         check_card(model.card, model.description)
+        self.losses = (*LOSSES, MASKS) if has_masks(model) else LOSSES
+        if has_masks(model) and not (data.masks and (held is None or held.masks)):
+            raise ValueError(
+                "data: got boxes only; the model draws masks, so expected AnnotatedImages(..., masks=True)"
+            )
         self.samplers = [SeededSampler(head.fg_bg_sampler) for head in (model.rpn, model.roi_heads)]
         model.rpn.fg_bg_sampler, model.roi_heads.fg_bg_sampler = self.samplers
         if recipe.freeze_backbone:
@@ -126,7 +134,7 @@ class Trainer:
             self.accelerator.num_processes,
         )
         self.history: list[dict[str, float]] = []
-        self.sums = dict.fromkeys(LOSSES, 0.0)  # of the epoch that is under way, after batches.done of its steps
+        self.sums = dict.fromkeys(self.losses, 0.0)  # of the epoch that is under way, after batches.done of its steps
         self.faults: dict[Path, str] = {}
         # What must be the same for a training to go on where it was.
         self.identity = {
@@ -186,7 +194,7 @@ class Trainer:
             self._note_damaged(samples, watcher)
             step = epoch * steps + number
             losses, stop = self._step(step, steps * self.recipe.epochs, samples, wish is not None and wish.asked)
-            for name in LOSSES:
+            for name in self.losses:
                 self.sums[name] += losses[name] / steps
             self.batches.done = number + 1
             self.accelerator.log(losses, step)
@@ -200,9 +208,9 @@ class Trainer:
         row |= self.sums
         report = self._judge()
         if report is not None:
-            row |= {name: report.metrics[name] for name in ("AP", "AP50", "AP75")}
+            row |= {name: report.metrics[name] for name in JUDGED if name in report.metrics}
         self.history.append(row)
-        self.batches.done, self.sums = 0, dict.fromkeys(LOSSES, 0.0)
+        self.batches.done, self.sums = 0, dict.fromkeys(self.losses, 0.0)
         self.accelerator.log({f"epoch/{name}": value for name, value in row.items()}, (epoch + 1) * steps - 1)
         if main:
             self._save(report)
@@ -236,7 +244,7 @@ class Trainer:
         samples = [sample for sample in samples if sample.view.counts] or samples[:1]
         shares = self._by_images(samples) if self.recipe.accumulate > 1 else None
         size = math.ceil(len(samples) / self.recipe.accumulate)
-        total = torch.zeros(len(LOSSES), device=self.device)
+        total = torch.zeros(len(self.losses), device=self.device)
         for first in range(0, len(samples), size):
             part = samples[first : first + size]
             # Processes exchange their gradients once, at the end.
@@ -248,7 +256,7 @@ class Trainer:
         wished = torch.tensor([float(stop)], device=self.device)
         values = self.accelerator.reduce(torch.cat([total, wished]), "mean")  # so that all processes see the same
         if not bool(values.isfinite().all()):
-            named = ", ".join(f"{name} {float(value):g}" for name, value in zip(LOSSES, total, strict=True))
+            named = ", ".join(f"{name} {float(value):g}" for name, value in zip(self.losses, total, strict=True))
             files = ", ".join(str(sample.file) for sample in samples)
             where = f"process {self.accelerator.process_index}, step {step}: {named}; images: {files}"
             raise NotFiniteError(f"a loss is not finite; {where}")
@@ -256,7 +264,7 @@ class Trainer:
         self.optimizer.step()
         self._follow(step)
         *losses, wishes = values.tolist()
-        return dict(zip(LOSSES, losses, strict=True)), wishes > 0
+        return dict(zip(self.losses, losses, strict=True)), wishes > 0
 
     def _losses(self, samples: list[Sample]) -> Tensor:
         seeds = [sample.view.seed(self.recipe.seed) for sample in samples]
@@ -267,7 +275,7 @@ class Trainer:
         targets = [{name: value.to(self.device) for name, value in sample.target.items()} for sample in samples]
         with self.accelerator.autocast():
             losses = self.model(images, targets)
-        return torch.stack([losses[name] for name in LOSSES])
+        return torch.stack([losses[name] for name in self.losses])
 
     def _by_images(self, samples: list[Sample]) -> Tensor:
         """The weight of an image where the whole batch's samples are not known yet: as if all gave equally many."""
@@ -277,9 +285,11 @@ class Trainer:
 
     def _share(self, counts: bool) -> Tensor:
         """Weights that make the processes' mean the whole batch's loss, since each loss is a mean over samples."""
-        own = torch.tensor([float(sampler.count * counts) for sampler in self.samplers], device=self.device)
+        first, second = self.samplers
+        numbers = (first.count, first.count, second.count, second.count, second.positive)[: len(self.losses)]
+        own = torch.tensor([float(number * counts) for number in numbers], device=self.device)
         mean: Tensor = self.accelerator.reduce(own, "mean").clamp(min=1e-9)
-        return (own / mean).repeat_interleave(2)  # in the order of LOSSES
+        return own / mean
 
     def _rate(self, step: int, steps: int) -> float:
         """The learning rate: a warm-up over a twentieth of the steps, then a cosine down to 0."""
@@ -364,7 +374,8 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(description["scaler"])
         self.history = [dict(row) for row in description["history"]]
         under_way = description["epoch"]
-        self.batches.done, self.sums = int(under_way["done"]), {name: float(under_way["sums"][name]) for name in LOSSES}
+        self.batches.done = int(under_way["done"])
+        self.sums = {name: float(under_way["sums"][name]) for name in self.losses}
 
 
 def _first_best(history: list[dict[str, float]]) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from torchvision.transforms import v2
 
 from .datasets import AnnotatedImages, Entry, open_photo
 from .images import FILL, DamagedImageError, Photo
+from .masks import Mask
 
 VISIBLE = 0.4  # the least part of a box that must lie within a crop to be kept
 
@@ -113,7 +115,7 @@ class Sample(NamedTuple):
     view: View
     file: Path
     image: Tensor  # [3, crop, crop] float32 in [0, 1]
-    target: dict[str, Tensor]  # boxes [N, 4], labels [N]
+    target: dict[str, Tensor]  # boxes [N, 4], labels [N]; with masks [N, crop, crop] uint8 of 0 and 1
     fault: str = ""  # why there is nothing to see: the file is damaged
 
 
@@ -130,30 +132,39 @@ class TrainingViews(Dataset[Sample]):
             photo = _remembered(entry.file, entry.width, entry.height)
         except DamagedImageError as error:
             nothing = {"boxes": torch.empty(0, 4), "labels": torch.empty(0, dtype=torch.int64)}
+            if self.data.masks:
+                nothing["masks"] = torch.empty(0, self.crop, self.crop, dtype=torch.uint8)
             blank = torch.zeros(3, self.crop, self.crop)
             return Sample(view._replace(counts=False), entry.file, blank, nothing, str(error))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(view.seed(self.seed))
-            image, boxes, labels = augment(photo, entry, self.crop, self.how)
-        return Sample(view, entry.file, image, {"boxes": boxes, "labels": labels})
+            sight = augment(photo, entry, self.crop, self.how)
+        target = {"boxes": sight.boxes, "labels": sight.labels}
+        if self.data.masks:
+            target["masks"] = sight.masks
+        return Sample(view, entry.file, sight.image, target)
 
 
 _remembered = lru_cache(maxsize=16)(open_photo)  # a small data set stays decoded
 
 
-def augment(photo: Photo, entry: Entry, size: int, how: Augmentation) -> tuple[Tensor, Tensor, Tensor]:
-    """One random view, by PyTorch's global generator.
+class Sight(NamedTuple):
+    """What a random view shows."""
+
+    image: Tensor  # [3, size, size] float32 in [0, 1]; the networks' mean colour where the photo does not reach
+    boxes: Tensor  # [N, 4] float32
+    labels: Tensor  # [N] int64
+    masks: Tensor  # [N, size, size] uint8; of annotations without masks N is 0
+
+
+def augment(photo: Photo, entry: Entry, size: int, how: Augmentation) -> Sight:
+    """One random view, by PyTorch's global generator. Whether an object is kept its box decides, masks or not.
 
     Args:
         photo: the image.
-        entry: its boxes and labels.
+        entry: its boxes, labels and masks.
         size: of the view, in pixels.
         how: what may change.
-
-    Returns:
-        image: ``[3, size, size]`` float32 in [0, 1]; the networks' mean colour where the image does not reach.
-        boxes: ``[N, 4]`` float32.
-        labels: ``[N]`` int64.
     """
     zoom = math.exp((2 * float(torch.rand(())) - 1) * math.log(how.zoom))
     side = size / zoom
@@ -172,8 +183,32 @@ def augment(photo: Photo, entry: Entry, size: int, how: Augmentation) -> tuple[T
     area, seen = (((b[:, 2:] - b[:, :2]).prod(1)) for b in (moved, cut))
     keep = (seen >= VISIBLE * area) & ((cut[:, 2:] - cut[:, :2]).amin(1) >= 2)
     boxes = tv_tensors.BoundingBoxes(cut[keep], format="XYXY", canvas_size=(size, size))
-    image, boxes = appearance(how)(v2.functional.pil_to_tensor(canvas), boxes)
-    return image.float() / 255, boxes.as_subclass(Tensor), entry.labels[keep]
+    masks = [_seen(mask, x, y, zoom, size) for mask in compress(entry.masks, keep)]
+    drawn = tv_tensors.Mask(torch.stack(masks) if masks else torch.empty(0, size, size, dtype=torch.uint8))
+    image, boxes, drawn = appearance(how)(v2.functional.pil_to_tensor(canvas), boxes, drawn)
+    return Sight(image.float() / 255, boxes.as_subclass(Tensor), entry.labels[keep], drawn.as_subclass(Tensor))
+
+
+def _seen(mask: Mask, x: float, y: float, zoom: float, size: int) -> Tensor:
+    """A mask in the view that begins at (x, y), ``[size, size]`` uint8: what lies at each of its pixels' centres."""
+    canvas = torch.zeros(size, size, dtype=torch.uint8)
+    low = [max(0, math.floor((start - begin) * zoom)) for start, begin in ((mask.x, x), (mask.y, y))]
+    ends = ((mask.x + mask.width, x), (mask.y + mask.height, y))
+    high = [min(size, math.ceil((end - begin) * zoom)) for end, begin in ends]
+    if low[0] < high[0] and low[1] < high[1]:
+        columns, rows = (
+            ((torch.arange(a, b, dtype=torch.float64) + 0.5) / zoom + begin - start).floor().long()
+            for a, b, begin, start in zip(low, high, (x, y), (mask.x, mask.y), strict=True)
+        )
+        pixels = torch.nn.functional.pad(
+            torch.from_numpy(mask.pixels()), (0, 1, 0, 1)
+        )  # the last ones stand for outside
+        columns, rows = (
+            torch.where((places >= 0) & (places < length), places, length)
+            for places, length in ((columns, mask.width), (rows, mask.height))
+        )
+        canvas[low[1] : high[1], low[0] : high[0]] = pixels[rows[:, None], columns]
+    return canvas
 
 
 @cache

@@ -15,7 +15,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.ops import batched_nms, box_iou
 
-Boxes = dict[str, Tensor]  # boxes [N, 4], scores [N], labels [N], as torchvision's detectors give them
+from .masks import regrid
+
+# boxes [N, 4], scores [N], labels [N], as torchvision's detectors give them; and of one with masks grids [N, G, G]
+Boxes = dict[str, Tensor]
 
 
 class View(NamedTuple):
@@ -61,7 +64,10 @@ def _back(found: Boxes, view: View, size: Sequence[int]) -> Boxes:
         boxes = boxes.clone()
         boxes[:, [low, high]] = shown[axis - 1] - boxes[:, [high, low]]
     factors = [whole / part for whole, part in zip(size, shown, strict=True)]
-    return {**found, "boxes": boxes * boxes.new_tensor(factors[::-1] * 2)}
+    back = {**found, "boxes": boxes * boxes.new_tensor(factors[::-1] * 2)}
+    if "grids" in found:
+        back["grids"] = found["grids"].flip(view.mirrored)  # whose axes are the image's, too
+    return back
 
 
 def _size(size: Sequence[int], view: View) -> list[int]:
@@ -73,21 +79,27 @@ def vote(seen: Sequence[Boxes], threshold: float) -> Boxes:
 
     By non-maximum suppression over all views each box stands for itself or goes to the one that suppresses it. A box is
     then the mean of those that went to it, weighted by their scores; its score is the mean over the views of the best
-    that each gave it, 0 if none.
+    that each gave it, 0 if none. Its mask is the mean of theirs, laid over it and weighted likewise.
 
     Args:
         seen: of each view, in the same pixels.
         threshold: the IoU above which two boxes of one class are of one object.
     """
-    boxes, scores, labels = (torch.cat([each[name] for each in seen]) for name in ("boxes", "scores", "labels"))
+    every = {name: torch.cat([each[name] for each in seen]) for name in seen[0]}
+    boxes, scores, labels = every["boxes"], every["scores"], every["labels"]
     view = torch.cat([torch.full_like(each["labels"], number) for number, each in enumerate(seen)])
     kept = batched_nms(boxes, scores, labels, threshold)
     if not len(kept):
-        return {"boxes": boxes, "scores": scores, "labels": labels}
+        return every
     owner = (box_iou(boxes, boxes[kept]) * (labels[:, None] == labels[kept])).argmax(1)
     sums = torch.zeros_like(boxes[kept]).index_add(0, owner, boxes * scores[:, None])
     weights = torch.zeros_like(scores[kept]).index_add(0, owner, scores)
     ballots = scores.new_zeros(len(kept) * len(seen))
     means = ballots.scatter_reduce(0, owner * len(seen) + view, scores, "amax").reshape(-1, len(seen)).mean(1)
     order = means.argsort(descending=True, stable=True)
-    return {"boxes": (sums / weights[:, None])[order], "scores": means[order], "labels": labels[kept][order]}
+    voted = {"boxes": sums / weights[:, None], "scores": means, "labels": labels[kept]}
+    if "grids" in every:
+        laid = regrid(every["grids"], boxes, voted["boxes"][owner]) * scores[:, None, None]
+        sums = torch.zeros_like(every["grids"][kept]).index_add(0, owner, laid)
+        voted["grids"] = sums / weights[:, None, None]
+    return {name: values[order] for name, values in voted.items()}

@@ -54,9 +54,11 @@ def read(source: Source) -> Checked:
         there = form.parts(file)
         if source.part and source.part not in there:
             raise ValueError(f"has no part {source.part}; it has {', '.join(there) or 'one part only'}")
+        if source.masks and form in (TABLE, VOC):
+            raise ValueError("has boxes only; masks are in COCO's JSON (segmentation) and in YOLO's outlines")
         found = form.read(source._replace(path=file))
         try:
-            checked = check(found)
+            checked = check(found, source.masks)
         except FileNotFoundError as error:
             where = "" if source.images or form is YOLO else "; --images names their folder"
             raise FileNotFoundError(f"{error}{where}") from None

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..annotations import Annotations, Box, Entry, ImageId, Picture
 from ..fields import flag, length, number, shown, take, text, whole
-from .outlines import corners_of
+from .outlines import corners_of, outline_of
 from .source import Source, locate, read_bytes
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ def read(source: Source) -> Annotations:
     categories = dict(sorted(_once(content, "categories", _category)))
     images = [image for _, image in _once(content, "images", _image)]
     known = {image.id: index for index, image in enumerate(images)}
-    boxes = _each(content, "annotations", lambda record: _box(record, images, known, categories))
+    boxes = _each(content, "annotations", lambda record: _box(record, images, known, categories, source.masks))
     folders = _folders(source.path) if source.images is None else [source.images]
     files, told = locate([image.name for image in images], folders)
     pictures = [
@@ -137,7 +137,11 @@ def _image(record: dict[str, Any]) -> tuple[ImageId, _Image]:
 
 
 def _box(
-    record: dict[str, Any], images: list[_Image], known: Mapping[ImageId, int], categories: Mapping[int, str]
+    record: dict[str, Any],
+    images: list[_Image],
+    known: Mapping[ImageId, int],
+    categories: Mapping[int, str],
+    masks: bool,
 ) -> Box:
     image: ImageId = take(record, "image_id", _id, "a whole number or text")
     if image not in known:
@@ -153,7 +157,11 @@ def _box(
     area = take(record, "area", _area, "a number from 0") if "area" in record else math.nan
     # COCO's crowds and mmdetection's boxes to be ignored.
     apart = [take(record, key, flag, "0 or 1") for key in ("iscrowd", "ignore") if key in record]
-    return Box(known[image], category, corners, area, any(apart))
+    outline = None
+    # Where objects are not told apart a box will do.
+    if masks and not (any(apart) and record.get("segmentation") in (None, [])):
+        outline = outline_of(record.get("segmentation"), images[known[image]].size)
+    return Box(known[image], category, corners, area, any(apart), outline)
 
 
 def _id(value: Any) -> Any:

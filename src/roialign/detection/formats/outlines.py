@@ -1,11 +1,14 @@
-"""The box around an outline: polygons, or a mask in COCO's run-length encoding."""
+"""Outlines: polygons, or masks in COCO's run-length encoding; and the boxes around them."""
 
 from __future__ import annotations
 
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
+
 from ..fields import length, number, shown, whole
+from ..masks import Polygons, Runs
 
 Corners = tuple[float, float, float, float]
 DIGITS = 7  # of five bits each: more than any run that a mask can have
@@ -30,6 +33,23 @@ def corners_of(segmentation: Any, size: tuple[int, int] | None) -> Corners:
         raise ValueError(f"no bbox, and segmentation: {error}") from None
 
 
+def outline_of(segmentation: Any, size: tuple[int, int] | None) -> Polygons | Runs:
+    """COCO's ``segmentation`` of an image with this width and height, if they are known.
+
+    Raises:
+        ValueError: it is neither polygons nor a mask.
+    """
+    try:
+        if isinstance(segmentation, dict):
+            height, width, runs = _mask(segmentation, size)
+            return Runs(height, width, np.asarray(runs, dtype=np.int64).tobytes())
+        if isinstance(segmentation, list) and segmentation:
+            return tuple(tuple(_polygon(polygon)) for polygon in segmentation)
+        raise ValueError(f"got {shown(segmentation)}; {WANTED}")
+    except ValueError as error:
+        raise ValueError(f"segmentation: {error}") from None
+
+
 def around_points(values: list[float]) -> Corners:
     """The least box around points x1, y1, x2, y2, ..."""
     return min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
@@ -42,7 +62,8 @@ def _polygon(value: Any) -> list[float]:
     return numbers  # type: ignore[return-value]
 
 
-def _around_mask(mask: dict[str, Any], image: tuple[int, int] | None) -> Corners:
+def _mask(mask: dict[str, Any], image: tuple[int, int] | None) -> tuple[int, int, list[int]]:
+    """Height, width and runs."""
     size = mask.get("size")
     sides = [length(each) for each in size] if isinstance(size, list) and len(size) == 2 else [None]
     if None in sides or (image is not None and sides[::-1] != list(image)):
@@ -55,6 +76,12 @@ def _around_mask(mask: dict[str, Any], image: tuple[int, int] | None) -> Corners
     ends = list(accumulate(runs))
     if min(runs, default=-1) < 0 or ends[-1] != height * width:
         raise ValueError(f"counts: got {shown(counts)}; expected runs that make {height * width} pixels")
+    return height, width, runs
+
+
+def _around_mask(mask: dict[str, Any], image: tuple[int, int] | None) -> Corners:
+    height, _, runs = _mask(mask, image)
+    ends = list(accumulate(runs))
     # Pixels are counted down the columns; every second run is the mask's.
     inside = [(end - run, end - 1) for end, run in zip(ends[1::2], runs[1::2], strict=True) if run]
     if not inside:

@@ -21,6 +21,7 @@ class Source(NamedTuple):
     images: Path | None = None  # the folder of the images; None: as the format has it
     part: str | None = None  # one of PARTS; None: everything
     columns: Sequence[str] = COLUMNS  # of a table: their headings
+    masks: bool = False  # the objects' outlines are wanted, too
 
 
 def read_bytes(file: Path, place: str = "") -> bytes:

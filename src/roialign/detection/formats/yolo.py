@@ -14,7 +14,8 @@ import yaml
 from ..annotations import Annotations, Box, Picture
 from ..fields import number_in, path_shown, shown, text, whole, whole_in
 from ..images import SUFFIXES
-from .outlines import around_points
+from ..masks import Polygons
+from .outlines import Corners, around_points
 from .source import PARTS, Source, read_text, within
 
 LEAST, MOST = -0.01, 1.01  # of a fraction of the image: Ultralytics' own margins
@@ -63,10 +64,12 @@ def read(source: Source) -> Annotations:
             if not row.strip():
                 continue
             try:
-                category, corners = _row(row.split(), names, keypoints)
+                category, corners, outline = _row(row.split(), names, keypoints)
+                if source.masks and outline is None:
+                    raise ValueError("got a box; expected class and the points of an outline, since masks are wanted")
             except ValueError as error:
                 raise ValueError(f"{place}: line {line}: {error}") from None
-            boxes.append(Box(index, category + 1, corners))
+            boxes.append(Box(index, category + 1, corners, outline=outline if source.masks else None))
             places.append(f"{place}: line {line}")
     if len(bare) == len(files):
         raise ValueError(f"no label files: for {bare[0]} expected {path_shown(_expected(files[0])[0])}")
@@ -187,8 +190,8 @@ def _labels(file: Path) -> Path | None:
     return next((each for each in _expected(file) if os.path.isfile(each)), None)
 
 
-def _row(fields: list[str], names: dict[int, str], keypoints: int) -> tuple[int, tuple[float, float, float, float]]:
-    """Class and corners, in fractions of the image."""
+def _row(fields: list[str], names: dict[int, str], keypoints: int) -> tuple[int, Corners, Polygons | None]:
+    """Class, corners and outline, if it has one, in fractions of the image."""
     values = [number_in(field) for field in fields]
     if None in values:
         raise ValueError(f"got {shown(fields[values.index(None)])}; expected a number")
@@ -209,6 +212,6 @@ def _row(fields: list[str], names: dict[int, str], keypoints: int) -> tuple[int,
         if math.isfinite(value) and not LEAST <= value <= MOST:
             raise ValueError(f"got {shown(field)}; expected fractions of the image, from 0 to 1")
     if outline:
-        return category, around_points(numbers)
+        return category, around_points(numbers), (tuple(numbers),)
     x, y, width, height = numbers
-    return category, (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    return category, (x - width / 2, y - height / 2, x + width / 2, y + height / 2), None
