@@ -73,7 +73,7 @@ def expect_rows(rows: list[dict[str, Any]], folder: Path, torn: set[int], weight
         if int(Path(row["image"]).stem) in torn:
             assert row["error"].startswith(("damaged: ", "not an image that can be read"))
             assert str(folder) not in row["error"]
-            assert all(row[name] is None for name in ("width", "boxes", "scores", "labels", "names")), row
+            assert all(row[name] is None for name in ("width", "boxes", "scores", "labels", "names", "masks")), row
             continue
         assert row["error"] is None
         with Picture.open(row["image"]) as picture:
@@ -262,6 +262,23 @@ def test_an_image_at_which_workers_die_is_left_out(
     ]
     worker(given(1, images[:1]))  # others are looked at together, as ever
     assert diary.begin(1) == (True, {})
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_detector_of_masks_has_them_in_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    small = {"fpn_channels": 8, "head_channels": 8, "output_size": 2, "box_score_thresh": 0.0}
+    save_detector(build_detector(2, "mobilenet_v2_fpn", scale=1.0, masks=True, **small), tmp_path / "m.safetensors")
+    photos(tmp_path / "in", 1, set(), 90)
+    systems, images = list_images([str(tmp_path / "in")])
+    options = {"tile": 64, "overlap": 16}
+    job = Job((tmp_path / "m.safetensors").read_bytes(), "cpu", 0.2, options, ABOUT, systems, str(tmp_path / "out"))
+    in_process(Worker, job, make_diary()(), monkeypatch)(given(0, images))
+    (row,) = dataset.dataset(tmp_path / "out").to_table().to_pylist()
+    found = Detector(tmp_path / "m.safetensors", "cpu").detect(row["image"], score=0.2, **options)
+    assert found.masks
+    assert row["masks"] == [mask["counts"] for mask in found.masks]
+    assert {tuple(mask["size"]) for mask in found.masks} == {(row["height"], row["width"])}
 
 
 def test_a_name_that_is_no_text_is_escaped(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from ..terminal import say, shown
 from .checkpoint import default_checkpoint, load_detector
 from .detector import Detector, told_by
 from .images import DamagedImageError, Photo
+from .masks import encode_all
 from .predict import progress_bar
 from .rasters import open_image
 from .shards import FORMAT, Parts, cut, digest
@@ -260,13 +261,17 @@ class Worker:
                     rows.append({"image": image.name, "error": shown(fault)})
 
         for found in detect(self.detector.model, photos(), **self.job.options):
-            waiting.popleft().update(self._columns(found.above(self.job.score)))
+            row = waiting.popleft()
+            row |= self._columns(found.above(self.job.score), row["width"], row["height"])
         return rows
 
-    def _columns(self, found: Found) -> dict[str, Any]:
+    def _columns(self, found: Found, width: int, height: int) -> dict[str, Any]:
         labels = found.labels.tolist()
-        names = [self.detector.classes[label - 1] for label in labels]
-        return {"boxes": found.boxes.tolist(), "scores": found.scores.tolist(), "labels": labels, "names": names}
+        columns = {"boxes": found.boxes.tolist(), "scores": found.scores.tolist(), "labels": labels}
+        columns["names"] = [self.detector.classes[label - 1] for label in labels]
+        if found.grids is not None:
+            columns["masks"] = [mask["counts"] for mask in encode_all(found, width, height)]
+        return columns
 
 
 def _opened(path: Path) -> Iterator[Photo]:

@@ -56,6 +56,9 @@ def schema(about: Mapping[str, Any]) -> Any:
         pa.field("scores", pa.list_(pa.float32())),
         pa.field("labels", pa.list_(pa.int64())),  # from 1
         pa.field("names", pa.list_(pa.string())),  # of the classes
+        pa.field(
+            "masks", pa.list_(pa.string())
+        ),  # counts of COCO's run-length encoding; null if the detector draws none
         pa.field("error", pa.string()),  # why the image, or the rest of a video, could not be read
     ]
     return pa.schema(columns, {"roialign": json.dumps(about)})
