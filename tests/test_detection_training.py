@@ -198,7 +198,7 @@ def test_a_held_out_part_without_boxes_is_said_and_the_last_epoch_kept(crowns: P
 
 @pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(crowns: Path, tmp_path: Path) -> None:
-    more = ("--epochs", "1", "--lr", "1e-4", "--val-split", "0", "--crop", str(SIDE))  # 3 steps, the last of one image
+    more = ("--epochs", "1", "--lr", "0", "--val-split", "0", "--crop", str(SIDE))  # 3 steps, the last of one image
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     two = start(*arguments(crowns, tmp_path / "two", *more, "--batch", "1"), launcher=launcher)
     one = start(*arguments(crowns, tmp_path / "one", *more, "--batch", "2"))
@@ -206,11 +206,12 @@ def test_two_processes_are_one_with_twice_the_batch(crowns: Path, tmp_path: Path
     assert "on 2 x cpu" in finish(two)
     got, expected = (load_file(tmp_path / name / "last.safetensors") for name in ("two", "one"))
     assert got.keys() == expected.keys()
-    # The means of the gradients; of the weights AdamW's first steps tell little, they are of one size.
+    # The means of the gradients, of weights that stay: AdamW's first steps are all of one size, so that the sign of a
+    # gradient that is only rounding would move a weight as far as any, and the next step's gradients with it.
     moments = sorted(name for name in got if name.endswith("exp_avg"))
     assert len(moments) == len(list(load_detector().parameters()))
     mine, theirs = (torch.cat([each[name].flatten() for name in moments]) for each in (got, expected))
-    assert float((mine - theirs).norm() / theirs.norm()) < 1e-3
+    assert float((mine - theirs).norm() / theirs.norm()) < 1e-5
     logs = [log(tmp_path / name) for name in ("two", "one")]
     for name, value in logs[0][0].items():
         assert float(value) == pytest.approx(float(logs[1][0][name]), rel=1e-4), name
