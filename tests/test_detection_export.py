@@ -55,9 +55,11 @@ def test_the_shipped_detector_by_the_example(shipped: Path) -> None:
     (expected,) = detect(model, [Photo(PHOTO_FILE)], tile=0)
     expected = expected.above(model.card["metrics"]["score_threshold"])
     assert len(expected.boxes) > 10
-    assert [name for name, _, _ in found] == ["tree"] * len(expected.boxes)
-    torch.testing.assert_close(torch.tensor([box for *_, box in found]), expected.boxes, atol=exporting.PIXELS, rtol=0)
-    scores = torch.tensor([score for _, score, _ in found])
+    assert [name for name, *_ in found] == ["tree"] * len(expected.boxes)
+    torch.testing.assert_close(
+        torch.tensor([box for _, _, box, _ in found]), expected.boxes, atol=exporting.PIXELS, rtol=0
+    )
+    scores = torch.tensor([score for _, score, *_ in found])
     torch.testing.assert_close(scores, expected.scores, atol=exporting.SCORE, rtol=0)
 
 

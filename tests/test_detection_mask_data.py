@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from roialign.detection.masks import GRID, decode, paste
 from roialign.detection.tables import classes_table, metrics_table
 from roialign.detection.tiles import Found
 from roialign.detection.views import TrainingViews, View, augment, augmentation
+from test_detection_mutations import MUTATIONS, NASTY
 
 
 def write(folder: Path, *annotations: dict[str, Any], size: tuple[int, int] | None = (100, 80)) -> Path:
@@ -112,6 +115,47 @@ def test_what_has_no_mask(
     file = write(tmp_path, {"bbox": [1, 1, 5, 5], **annotation}, size=size)
     with pytest.raises(ValueError, match=rf"^{file}: annotations\[0\] \(id 10\): {message}"):
         AnnotatedImages(file, masks=True)
+
+
+def attempt(file: Path) -> tuple[AnnotatedImages | None, Exception | None]:
+    try:
+        return AnnotatedImages(file, masks=True), None
+    except ValueError as error:
+        return None, error
+
+
+def test_mutated_masks_are_read_or_refused(tmp_path: Path) -> None:
+    """In one line, and without a crash in what draws and decodes them; what is read lies in its image."""
+    chance = random.Random(6)
+    good = json.loads(write_scenes(tmp_path, 1).read_text())
+    read = 0
+    for _ in range(MUTATIONS):
+        content = copy.deepcopy(good)
+        for _ in range(chance.randrange(1, 3)):
+            node: Any = chance.choice(content["annotations"])
+            key: Any = "segmentation"
+            while isinstance(node[key], dict | list) and node[key] and chance.random() < 0.8:
+                node = node[key]
+                key = chance.choice(sorted(node)) if isinstance(node, dict) else chance.randrange(len(node))
+            value = node[key]
+            if isinstance(value, int | float) and abs(value) < 1e9 and chance.random() < 0.9:
+                node[key] = value + chance.choice((-200, -1, 0.5, 1, 90))
+            else:
+                node[key] = copy.deepcopy(chance.choice(NASTY))
+        (tmp_path / "eggs.json").write_text(json.dumps(content))
+        data, refused = attempt(tmp_path / "eggs.json")
+        if data is None:
+            assert str(refused).startswith(f"{tmp_path / 'eggs.json'}: annotations[")
+            assert len(str(refused).splitlines()) == 1
+            continue
+        read += 1
+        for entry in data.entries:
+            assert len(entry.masks) == len(entry.boxes)
+            for mask in entry.masks:
+                assert 0 <= mask.x < mask.x + mask.width <= 150
+                assert 0 <= mask.y < mask.y + mask.height <= 120
+                assert mask.pixels().sum() == mask.area > 0
+    assert MUTATIONS / 10 < read < MUTATIONS * 9 / 10
 
 
 def test_yolos_outlines(tmp_path: Path) -> None:

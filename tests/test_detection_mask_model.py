@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,13 @@ def test_train_evaluate_detect_export(tmp_path: Path, monkeypatch: pytest.Monkey
     Image.open("in/1.png").resize((300, 240)).save("large.png")
     said = roialign("export", "a/model.safetensors", "--out", "m.onnx", "--photo", "large.png")
     assert "and masks that differ by" in " ".join(said.split())
+    run_onnx = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "run_onnx.py"))
+    theirs = run_onnx["detect"]("m.onnx", "large.png", 0.4)
+    whole = Detector("a/model.safetensors").detect("large.png", score=0.4, tile=0)
+    assert len(theirs) == len(whole.boxes) > 0
+    for index, each in enumerate(theirs):
+        ours = whole.mask(index).numpy()
+        assert (ours & each.mask).sum() / (ours | each.mask).sum() > 0.99  # a few pixels lie at one half
     plain = CliRunner().invoke(app, ["train", "--masks", "--out", "f"])  # the package's crowns have boxes only
     assert plain.exit_code == 1
     assert "segmentation: got null; expected polygons" in " ".join(str(plain.output + str(plain.exception)).split())
