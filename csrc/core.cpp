@@ -2,14 +2,14 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <optional>
 #include <utility>
 #include <vector>
 
-#include "kernels/kernels.h"
-#include "machine.h"
-#include "parallel.h"
+#include "bins.h"
 #include "plan.h"
 #include "stencil.h"
+#include "work.h"
 
 namespace roialign {
 namespace {
@@ -18,138 +18,17 @@ namespace {
 constexpr int64_t kChunk = 16384;
 // And the taps of stencils, which take more memory than two matrices.
 constexpr double kChunkTaps = 1 << 21;
-// Pooled values below which a second thread costs more than it brings.
-constexpr int64_t kSerial = 32768;
-// Pooled bytes from which finished tiles bypass the cache.
-constexpr int64_t kStream = 8 << 20;
-// What of a map's gradient is made together where bins have their own channels: it stays in the second-level cache.
+// What of a map's gradient is made together where bins have their own channels and planes are copies: it stays in the
+// second-level cache.
 constexpr int64_t kBand = 256 << 10;
+// And of copied planes where some channels go together.
+constexpr int64_t kCopies = 1 << 20;
 // What of a volume is packed at the same time at most, and what of its gradient is made together.
 constexpr int64_t kVolume = 64 << 20, kSlices = 512 << 10;
 // And of the boxes that a volume's slices are added to.
 constexpr int64_t kBegun = 4 << 20;
 // Sums over channels are cut in this many parts, whatever the number of threads.
 constexpr int64_t kParts = 16;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-// Memory of so many cells of one channel block. Strides of 0 make maps whose cells no memory could hold.
-int64_t block_bytes(int64_t cells) {
-  if (cells > (int64_t{1} << 50)) throw std::bad_alloc();
-  return cells * kBlockBytes;
-}
-int64_t item_size(DType type) { return kDTypes[static_cast<int>(type)].bytes; }
-const Directions& directions(const Call& call) {
-  const KindInfo& kind = info(call.kind);
-  if (kind.gathers()) return kernels().gather;
-  return kind.sensitive ? kernels().sensitive : call.rank == 3 ? kernels().volume : kernels().common;
-}
-
-using Sizes = Parts<int64_t>;
-constexpr std::pair<int64_t Sizes::*, char* Workspace::*> kScratch[] = {
-    {&Sizes::block, &Workspace::block},   {&Sizes::second, &Workspace::second},
-    {&Sizes::strips, &Workspace::strips}, {&Sizes::more_strips, &Workspace::more_strips},
-    {&Sizes::best, &Workspace::best},     {&Sizes::winners, &Workspace::winners},
-    {&Sizes::tile, &Workspace::tile},     {&Sizes::stage, &Workspace::stage},
-    {&Sizes::slice, &Workspace::slice},   {&Sizes::plane, &Workspace::plane},
-    {&Sizes::places, &Workspace::places}};
-
-// Scratch memory of one worker.
-class Scratch {
- public:
-  explicit Scratch(const Sizes& sizes) {
-    int64_t total = kLineBytes;
-    for (const auto& part : kScratch) total += rounded(sizes.*part.first);
-    memory_ = allocate_lines(total, kLineBytes);
-    if (!memory_) throw std::bad_alloc();
-    expect_large(memory_, total);
-    char* at = memory_;
-    for (const auto& part : kScratch) {
-      space.*part.second = at;
-      at += rounded(sizes.*part.first);
-    }
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { free_lines(memory_, kLineBytes); }
-
-  Workspace space;
-
- private:
-  static int64_t rounded(int64_t bytes) { return ceil_div(bytes, kLineBytes) * kLineBytes; }
-  char* memory_;
-};
-
-Map image_map(const Level& level, int64_t image, DType type) {
-  return {level.data + image * level.stride[0] * item_size(type),
-          level.stride[1],
-          level.stride[2],
-          level.stride[3],
-          level.stride[4],
-          level.depth,
-          level.height,
-          level.width};
-}
-
-// What every direction prepares.
-template <class A>
-struct Work {
-  static constexpr int64_t lanes = kLanes<A>;
-  const Call& call;
-  int64_t group, channels, blocks, channel_end, pooled_bytes, threads;
-  KernelArgs args;
-
-  explicit Work(const Call& call_) : call(call_) {
-    group = call.group();
-    channels = call.levels[0].channels / group;
-    blocks = ceil_div(channels, lanes) * group;
-    channel_end = group > 1 ? blocks * lanes : channels;
-    const int64_t values = call.boxes * channels * call.pooled_d * call.pooled_h * call.pooled_w;
-    pooled_bytes = values * item_size(call.dtype);
-    threads = values < kSerial ? 1 : thread_count();
-    args.kind = call.kind;
-    args.rank = call.rank;
-    args.pooled = {.data = call.pooled,
-                   .channels = channels,
-                   .size = values ? values / (call.boxes * channels) : 0,  // without values it may be no int64
-                   .depth = call.pooled_d,
-                   .height = call.pooled_h,
-                   .width = call.pooled_w,
-                   .channels_last = call.pooled_channels_last,
-                   .stream = pooled_bytes >= kStream};
-    args.tile_rows = std::clamp(kTilePixels / call.pooled_w, 1, call.pooled_h);
-    if (call.rank == 3) args.tile_depth = std::clamp(kTileVoxels / (args.tile_rows * call.pooled_w), 1, call.pooled_d);
-  }
-
-  // What every direction needs; the blocks are added to it.
-  Sizes sizes(const Plan<A>& plan) const {
-    const int64_t rows = args.tile_rows, strip = info(call.kind).gathers() ? 0 : plan.most_columns * kBlockBytes;
-    Sizes sizes{};
-    sizes.strips = std::max(rows, kDirectBlocks) * strip;
-    sizes.more_strips = rows * strip;
-    sizes.best = call.pooled_w * kBlockBytes;
-    sizes.winners = call.pooled_w * static_cast<int64_t>(sizeof(Winners));
-    sizes.tile = std::max(rows * call.pooled_w * args.tile_depth, kDirectBlocks) * kBlockBytes;
-    sizes.stage = sizes.tile + kLineBytes;
-    if (call.rank < 3) return sizes;
-    sizes.slice = 3 * rows * call.pooled_w * kBlockBytes;
-    if (!info(call.kind).takes_maximum) return sizes;
-    sizes.plane = block_bytes(plan.most_cells);
-    sizes.places = rows * call.pooled_w * static_cast<int64_t>(sizeof(Place));
-    return sizes;
-  }
-  // Packed windows of a box at the same time: a sample of a volume lies between two slices.
-  int64_t windows() const { return call.rank == 3 ? 2 : 1; }
-  void run(const std::vector<Piece>& pieces, const Kernel* kernel_of_type, const Sizes& sizes) const {
-    const Kernel kernel = kernel_of_type[static_cast<int>(call.dtype)];
-    for_each_task(static_cast<int64_t>(pieces.size()), threads, [&](auto& next) {
-      const Scratch scratch(sizes);
-      KernelArgs mine = args;
-      mine.space = scratch.space;
-      for (int64_t task; (task = next()) >= 0;) kernel(mine, pieces[static_cast<size_t>(task)]);
-      kernels().finish();
-    });
-  }
-};
 
 // What reading one bin of the box in place costs on average, in packed cells: its lanes are read one by one, which was
 // measured to cost four times as much as packing them where they are planes that lie far apart.
@@ -241,6 +120,59 @@ void add_reading_pieces(const Work<A>& work, const Plan<A>& plan, int64_t ranges
   }
 }
 
+// Where bins have channels of their own: whether a map's planes can be read and written where they are.
+template <class A>
+bool in_place(const Map& map, DType type) {
+  return item_size(type) == static_cast<int64_t>(sizeof(A)) && map.pixel_stride == 1 && map.row_stride == map.width &&
+         map.width >= kBinColumns;
+}
+
+// Whether it is less work to read the cells of some boxes one by one than to copy planes.
+template <class A>
+bool are_few(const Work<A>& work, const Plan<A>& plan, const Group& group, const Map& map) {
+  const int64_t factor = map.channel_stride == 1 ? 1 : 4;  // a cell of one plane alone, in cells that are copied
+  int64_t cells = 0;
+  const int64_t all = map.height * map.width;
+  for (int64_t i = group.begin; i < group.end && cells < all; ++i) {
+    const Box<A>& box = plan.boxes[static_cast<size_t>(i)];
+    if (!box.finite) continue;
+    const int64_t taps = int64_t{box.y.bins.begin[work.call.pooled_h]} * box.x.bins.begin[work.call.pooled_w];
+    cells += factor * ceil_div(taps, work.group);
+  }
+  return cells < all;
+}
+
+// Pieces of bins that have channels of their own: some channels, some rows of bins, and `bands` of the map's rows.
+template <class A>
+void add_bin_pieces(const Work<A>& work, Piece piece, const Map& map, int64_t bands, std::vector<Piece>& pieces,
+                    Sizes& sizes) {
+  const int64_t width = std::max<int64_t>(map.width, kBinColumns),
+                copy = block_bytes(ceil_div(map.height, bands) * width);
+  int64_t step = kBinGroup;
+  if (piece.access == Access::windows) step = work.lanes;
+  // Copies of a group's planes stay in the second-level cache; where channels are adjacent, lines serve one at a time.
+  if (piece.access == Access::whole && (map.pixel_stride != 1 || kBinGroup * copy > kCopies)) step = 1;
+  const int64_t groups = ceil_div(work.channels, step);
+  const int64_t wanted = work.threads > 1 ? 8 * work.threads : 1, rows = work.call.pooled_h;
+  const int64_t parts = std::clamp<int64_t>(ceil_div(wanted, groups), 1, rows);
+  for (int64_t part = 0; part < parts; ++part)
+    for (int64_t group = 0; group < groups; ++group)
+      for (int64_t band = 0; band < bands; ++band) {
+        piece.channel = group * step;
+        piece.channel_end = std::min(work.channels, piece.channel + step);
+        piece.bin = cut(rows, parts, part) * work.call.pooled_w;
+        piece.bin_end = cut(rows, parts, part + 1) * work.call.pooled_w;
+        piece.row = cut(map.height, bands, band);
+        piece.row_end = cut(map.height, bands, band + 1);
+        pieces.push_back(piece);
+      }
+  sizes.tile = std::max(sizes.tile, kBlockBytes * kBinBoxes);
+  sizes.strips = std::max(sizes.strips, std::min<int64_t>(step, kBinGroup) * kBlockBytes * kBinBoxes);
+  if (piece.access != Access::whole) return;
+  sizes.block = std::max(sizes.block, step * copy);
+  sizes.second = std::max(sizes.second, block_bytes(width));
+}
+
 template <class A>
 void run_forward(const Call& call) {
   const Work<A> work(call);
@@ -252,7 +184,24 @@ void run_forward(const Call& call) {
     const Plan<A> plan(call, grouping, begin, end, {}, work.threads);
     std::vector<Piece> pieces;
     Sizes sizes = work.sizes(plan);
-    add_reading_pieces(work, plan, work.blocks, nullptr, pieces, sizes);
+    std::optional<BinTables<A>> tables;
+    if (info(call.kind).sensitive) {
+      tables.emplace(call, plan, work.threads);
+      for (size_t i = 0; i < plan.groups.size(); ++i) {
+        const Group& group = plan.groups[i];
+        Piece piece{};
+        piece.input = image_map(call.levels[group.level], group.image, call.dtype);
+        piece.access = in_place<A>(piece.input, call.dtype)      ? Access::direct
+                       : are_few(work, plan, group, piece.input) ? Access::windows
+                                                                 : Access::whole;
+        piece.boxes = plan.boxes.data() + group.begin;
+        piece.box_count = group.end - group.begin;
+        piece.bins = tables->of_group(i);
+        add_bin_pieces(work, piece, piece.input, 1, pieces, sizes);
+      }
+    } else {
+      add_reading_pieces(work, plan, work.blocks, nullptr, pieces, sizes);
+    }
     work.run(pieces, directions(call).forward, sizes);
   }
 }
@@ -265,6 +214,8 @@ void add_to_input(const Work<A>& work, const Plan<A>& plan, const Level* grads, 
   if (info(call.kind).takes_maximum) sizes.second = block_bytes(work.windows() * plan.most_cells);
   const auto busy = static_cast<int64_t>(plan.groups.size()) * work.blocks;
   std::vector<Piece> pieces;
+  std::optional<BinTables<A>> tables;
+  if (info(call.kind).sensitive) tables.emplace(call, plan, work.threads);
   size_t next_group = 0;
   for (int64_t l = 0; l < call.level_count; ++l) {
     const Level& grad = grads[l];
@@ -280,29 +231,29 @@ void add_to_input(const Work<A>& work, const Plan<A>& plan, const Level* grads, 
       if (call.levels[l].data) piece.input = image_map(call.levels[l], image, call.dtype);
       if (next_group < plan.groups.size() && plan.groups[next_group].level == l &&
           plan.groups[next_group].image == image) {
+        if (tables) piece.bins = tables->of_group(next_group);
         const Group& group = plan.groups[next_group++];
         piece.boxes = plan.boxes.data() + group.begin;
         piece.box_count = group.end - group.begin;
       }
       if (exists && !piece.box_count) continue;
+      if (tables) {
+        const bool direct = in_place<A>(piece.grad, call.dtype);
+        piece.access = direct ? Access::direct : Access::whole;
+        const int64_t parts = direct ? 1 : std::min(rows, ceil_div(block_bytes(grad.cells()), kBand));
+        add_bin_pieces(work, piece, piece.grad, parts, pieces, sizes);
+        continue;
+      }
       // Few channels: rows of the map go to different threads. Every sum stays in the order of the boxes.
       int64_t bands = std::clamp<int64_t>(piece.box_count ? work.threads * 4 / std::max<int64_t>(busy, 1) : 1, 1,
                                           ceil_div(rows, 8));
-      int64_t step = 1;    // blocks of a piece
       if (call.rank == 3)  // a band of slices stays in the cache, unless each band must find the maxima again
         bands = std::clamp(ceil_div(block_bytes(grad.cells()), info(call.kind).takes_maximum ? kVolume : kSlices),
                            bands, rows);
-      if (info(call.kind).sensitive) {
-        // Where channels are adjacent the blocks of a cell share lines of the cache: all of a band go together.
-        const bool adjacent = grad.stride[1] == 1 && grad.channels > 1;
-        if (adjacent) step = work.blocks;
-        const int64_t cell = adjacent ? grad.channels * item_size(call.dtype) : kBlockBytes;
-        bands = std::clamp(ceil_div(grad.cells() * cell, kBand), bands, rows);
-      }
-      for (int64_t block = 0; block < work.blocks; block += step)
+      for (int64_t block = 0; block < work.blocks; ++block)
         for (int64_t band = 0; band < bands; ++band) {
           piece.channel = block * work.lanes;
-          piece.channel_end = std::min(piece.channel + step * work.lanes, work.channel_end);
+          piece.channel_end = std::min(piece.channel + work.lanes, work.channel_end);
           piece.row = cut(rows, bands, band);
           piece.row_end = cut(rows, bands, band + 1);
           sizes.block = std::max(sizes.block, block_bytes((piece.row_end - piece.row) * row_cells));

@@ -66,6 +66,27 @@ struct Box {
   bool finite = false;                  // otherwise the answer is NaN and the axes are empty
 };
 
+// One bin of one box along y, where bins have channels of their own and this one touches few rows of the map.
+inline constexpr int kBinRows = 4, kBinColumns = 8;
+template <class A>
+struct BinRows {
+  int32_t box;
+  A weight[kBinRows];
+  int64_t at[kBinRows];  // their first cells, in a plane without gaps
+};
+
+// All bins of some boxes. Row p of bins of each: rows[p * boxes, (p + 1) * boxes), ordered by how many rows of the map
+// it touches, those of i rows ending before ends[p * (kBinRows + 1) + i]; 0: none, or more than few. Column q of bins
+// of box k: from column[q * boxes + k] on kBinColumns columns of the map with as many weights, of which some may be 0;
+// -1: none, or more than these.
+template <class A>
+struct Bins {
+  const BinRows<A>* rows;
+  const int32_t *ends, *column;
+  const A* weight;
+  int64_t boxes;
+};
+
 // What the tables must hold besides the bins.
 struct Wanted {
   bool transpose = false, derivative = false;

@@ -2,8 +2,8 @@
 // layout happen here and in planes.cpp.
 #pragma once
 
-#include "kernels/lanes-inl.h"
 #include "kernels/neon-inl.h"
+#include "kernels/storage-inl.h"
 
 namespace roialign::ROI_SET {
 
@@ -52,8 +52,15 @@ static void unpack_rows(const Map& map, int64_t channel, int lanes, int64_t y, i
       unpack_planes(from, lanes, map.width, to, map.channel_stride);
       continue;
     }
-    for (int64_t x = 0; x < map.width; ++x)
+    for (int64_t x = 0; x < map.width; ++x) {
+      if (map.channel_stride == 1) {
+        const Lanes<A> pixel = Lanes<A>::load(from + x * n);
+        S* at = to + x * map.pixel_stride;
+        lanes == n ? Storage<S>::store(at, pixel) : Storage<S>::store_some(at, pixel, lanes);
+        continue;
+      }
       for (int c = 0; c < lanes; ++c) narrow(from[x * n + c], to[x * map.pixel_stride + c * map.channel_stride]);
+    }
   }
 }
 

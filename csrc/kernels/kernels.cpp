@@ -1,5 +1,5 @@
 // The kernels of one instruction set, by name.
-#include "kernels/lanes-inl.h"
+#include "kernels/storage-inl.h"
 
 #define ROI_JOIN_(a, b) a##b
 #define ROI_JOIN(a, b) ROI_JOIN_(a, b)

@@ -46,7 +46,9 @@ struct Piece {
   const void* boxes;   // const Box<A>*, ordered by first touched row
   int64_t box_count;
   int64_t begun;  // by slices: so many boxes at most are begun and not finished, each with a tile of all its bins
-  int64_t channel, channel_end;  // sensitive kinds: counted through all bins, in whole blocks
+  int64_t channel, channel_end;  // of the pooled tensor; sensitive kinds' boxes: blocks counted through all bins
+  int64_t bin, bin_end;          // sensitive kinds: these bins, counted row by row
+  const void* bins;              // and their tables, const Bins<A>*: one for every kBinBoxes boxes
   int64_t row, row_end;          // backward to the input: only these rows of the map, or slices of the volume
   bool add;                      // backward to the input: to what is in `grad` already
   double* box_grad;              // backward to the boxes: [box_count, columns - 1] as in the rois, added to
@@ -87,6 +89,10 @@ inline constexpr int32_t kTileVoxels = 4096;
 // Adjacent channel blocks contracted together at most: the pixels of a wide map share few cache sets, so each is read a
 // piece at a time.
 inline constexpr int64_t kDirectBlocks = 16;
+
+// Where bins have channels of their own: channels whose bins go together, and boxes that have tables together.
+inline constexpr int kBinGroup = 4;
+inline constexpr int64_t kBinBoxes = 512;
 
 struct KernelArgs {
   Kind kind;

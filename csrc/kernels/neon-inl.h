@@ -1,7 +1,7 @@
 // Halves on ARM: four at a time, which compilers do not find by themselves.
 #pragma once
 
-#include "kernels/lanes-inl.h"
+#include "kernels/storage-inl.h"
 
 #if defined(__aarch64__)
 #include <arm_neon.h>
