@@ -16,7 +16,6 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "coins.py"
 
 def test_twelve_coins_to_learn_from_and_twelve_others(tmp_path: Path) -> None:
     """Four rows of six, none cut between the parts, each round but for its worn edge."""
-    pytest.importorskip("skimage", reason="needs: pip install scikit-image")
     files = runpy.run_path(str(EXAMPLE))["write"](tmp_path)
     for file in files.values():
         (entry,) = AnnotatedImages(file, masks=True).entries
