@@ -146,6 +146,33 @@ ROI_INLINE void transpose_square(FloatVec* rows) {
     rows[12 + j] = reinterpret_cast<FloatVec>(_mm512_shuffle_f32x4(odd, odd2, 0xdd));
   }
 }
+#elif defined(__AVX2__)
+// The perfect shuffles cross 128-bit lanes, which takes twice as many instructions.
+template <>
+ROI_INLINE void transpose_square(FloatVec* rows) {
+  __m256 r[8], t[8];
+  for (int i = 0; i < 4; ++i) {
+    const auto a = reinterpret_cast<__m256>(rows[2 * i]), b = reinterpret_cast<__m256>(rows[2 * i + 1]);
+    t[2 * i] = _mm256_unpacklo_ps(a, b);
+    t[2 * i + 1] = _mm256_unpackhi_ps(a, b);
+  }
+  auto low = [](__m256 a, __m256 b) {
+    return _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)));
+  };
+  auto high = [](__m256 a, __m256 b) {
+    return _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)));
+  };
+  for (int q = 0; q < 8; q += 4) {  // now r[q + j] holds, in 128-bit lane l, column 4 l + j of rows q .. q + 3
+    r[q] = low(t[q], t[q + 2]);
+    r[q + 1] = high(t[q], t[q + 2]);
+    r[q + 2] = low(t[q + 1], t[q + 3]);
+    r[q + 3] = high(t[q + 1], t[q + 3]);
+  }
+  for (int j = 0; j < 4; ++j) {
+    rows[j] = reinterpret_cast<FloatVec>(_mm256_permute2f128_ps(r[j], r[4 + j], 0x20));
+    rows[4 + j] = reinterpret_cast<FloatVec>(_mm256_permute2f128_ps(r[j], r[4 + j], 0x31));
+  }
+}
 #endif
 
 // r[i] lane j becomes r[j] lane i.

@@ -3,12 +3,35 @@
 
 namespace roialign::ROI_SET {
 
+// to[i] lane j = from[j] lane i, of one square of registers: all of a block's would not find room where they are
+// narrow.
+template <class A, class Load, class Store>
+static ROI_INLINE void transpose_parts(Load&& load, Store&& store) {
+  using L = Lanes<A>;
+  for (int i = 0; i < kLanes<A>; i += L::width)
+    for (int j = 0; j < kLanes<A>; j += L::width) {
+      typename L::Vec r[L::width];
+      for (int k = 0; k < L::width; ++k) r[k] = load(i + k, j);
+      transpose_square(r);
+      for (int k = 0; k < L::width; ++k) store(j + k, i, r[k]);
+    }
+}
+
 // At least kLanes cells, square by square.
 template <class S, class A>
 static ROI_INLINE void pack_squares(const S* from, int64_t channel_stride, int lanes, int64_t count, A* to) {
   constexpr int n = kLanes<A>;
   Lanes<A> r[n];
   auto square = [&](int64_t i) {
+    if constexpr (sizeof(S) == sizeof(A)) {
+      using L = Lanes<A>;
+      return transpose_parts<A>(
+          [&](int c, int k) -> typename L::Vec {
+            if (c >= lanes) return typename L::Vec{};
+            return *reinterpret_cast<const typename L::Any*>(from + c * channel_stride + i + k);
+          },
+          [&](int k, int c, typename L::Vec v) { *reinterpret_cast<typename L::Any*>(to + (i + k) * n + c) = v; });
+    }
     for (int c = 0; c < n; ++c) r[c] = c < lanes ? Storage<S>::load(from + c * channel_stride + i) : Lanes<A>::fill(0);
     transpose(r);
     for (int k = 0; k < n; ++k) r[k].store(to + (i + k) * n);
@@ -44,6 +67,15 @@ static ROI_INLINE void unpack_squares(const A* from, int lanes, int64_t count, S
   constexpr int n = kLanes<A>, pack = static_cast<int>(sizeof(A) / sizeof(S));
   Lanes<A> r[n];
   auto square = [&](int64_t i) {
+    if constexpr (sizeof(S) == sizeof(A)) {
+      using L = Lanes<A>;
+      return transpose_parts<A>(
+          [&](int k, int c) ->
+          typename L::Vec { return *reinterpret_cast<const typename L::Any*>(from + (i + k) * n + c); },
+          [&](int c, int k, typename L::Vec v) {
+            if (c < lanes) *reinterpret_cast<typename L::Any*>(to + c * channel_stride + i + k) = v;
+          });
+    }
     for (int k = 0; k < n; ++k) r[k] = Storage<S>::narrowed(from + (i + k * pack) * n);
     transpose(r);
     for (int c = 0; c < lanes; ++c) __builtin_memcpy(to + c * channel_stride + i, &r[c], sizeof r[c]);
