@@ -22,7 +22,7 @@ static void forward_box(const KernelArgs& args, const View<A>& view, const Box<A
 }
 
 // Blocks of adjacent channels whose sums are in registers at the same time.
-constexpr int kAbreast = kVectorBytes / 16;
+constexpr int kAbreast = kVectorBytes > 16 ? 4 : 2;
 
 // to[b] = sum over taps of weight * from[b], for `blocks` adjacent channel blocks, a multiple of kAbreast.
 template <class S, class A, class At>
