@@ -359,6 +359,7 @@ def test_lists_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     [
         (("--csv", "a.csv"), "--csv: does not go with --ray"),
         (("--no-draw", "--geojson", "a.geojson"), "--geojson: does not go with --ray"),
+        (("--no-draw", "--geopackage", "a.gpkg"), "--geopackage: does not go with --ray"),
         (("--draw",), "--draw: does not go with --ray"),
         (("--device", "cuda:1"), "device: got 'cuda:1'; expected cpu or cuda"),
         (("--overlap", "9", "--tile", "9"), "tile, overlap: got 9, 9"),

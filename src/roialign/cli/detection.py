@@ -167,6 +167,10 @@ def detect(
         Path | None,
         typer.Option(help="Write all boxes there: in degrees if the image is georeferenced, else in pixels."),
     ] = None,
+    geopackage: Annotated[
+        Path | None,
+        typer.Option(help="Write the boxes of all georeferenced images there, in their own coordinate system."),
+    ] = None,
     draw: Annotated[bool, typer.Option("--draw/--no-draw", help="Draw the images with their boxes.")] = True,
     score: Annotated[
         float | None, typer.Option(min=0, max=1, help="Least score of a box. Default: the model's.")
@@ -195,7 +199,7 @@ def detect(
         if ray or ray_address:
             from ..detection.cluster import detect_on_cluster
 
-            sources = {name: context.get_parameter_source(name) for name in ("csv", "geojson", "draw")}
+            sources = {name: context.get_parameter_source(name) for name in ("csv", "geojson", "geopackage", "draw")}
             for name, source in sources.items():
                 if context.params[name] and source and source.name != "DEFAULT":
                     raise ValueError(f"--{name}: does not go with --ray, which writes Parquet files")
@@ -203,7 +207,7 @@ def detect(
         else:
             from ..detection.predict import detect_files
 
-            files: dict[str, Any] = {"table_file": csv, "geojson_file": geojson}
+            files: dict[str, Any] = {"table_file": csv, "geojson_file": geojson, "geopackage_file": geopackage}
             faults = detect_files(images or [], Path(out), make_console(), draw=draw, **files, **how)
     if faults:
         sys.exit("\n  ".join([f"roialign detect: {len(faults)} images could not be read:", *map(shown, faults)]))

@@ -29,6 +29,10 @@ class Place(NamedTuple):
     matrix: tuple[float, ...]  # a, b, c, d, e, f of x = a column + b row + c, y = d column + e row + f
     system: Any  # rasterio's CRS
 
+    def in_system(self, geometries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """GeoJSON's polygons in pixels as such in the coordinate system. Counterclockwise ones stay so."""
+        return [{**each, "coordinates": self._placed(each["coordinates"])} for each in geometries]
+
     def on_earth(self, geometries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """GeoJSON's polygons in pixels as such in degrees of longitude and latitude.
 
@@ -38,12 +42,7 @@ class Place(NamedTuple):
 
         if not geometries:
             return []
-        moved: list[dict[str, Any]] = transform_geom(
-            self.system,
-            WGS84,
-            [{**each, "coordinates": self._placed(each["coordinates"])} for each in geometries],
-            precision=DIGITS,
-        )
+        moved: list[dict[str, Any]] = transform_geom(self.system, WGS84, self.in_system(geometries), precision=DIGITS)
         return moved
 
     def _placed(self, coordinates: Any) -> Any:
@@ -84,9 +83,9 @@ def place_of(photo: Photo) -> tuple[Place | None, str]:
     if place.matrix == (1, 0, 0, 0, 1, 0):  # what GDAL says of an image without a place
         return None, ""
     if place.system is None:
-        return None, "has a place but no coordinate system: its boxes are in pixels"
+        return None, "has a place but no coordinate system: taken for an image without a place"
     if size != (photo.width, photo.height) or (reader == "GTiff" and _page(photo.path, ORIENTATION) not in (None, 1)):
-        return None, "has a place, but is turned by its orientation tag: its boxes are in pixels"
+        return None, "has a place, but is turned by its orientation tag: taken for an image without a place"
     return place, ""
 
 

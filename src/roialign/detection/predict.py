@@ -21,10 +21,12 @@ from ..terminal import cell, say
 from . import pictures
 from .detector import Detector
 from .devices import gathered, of_the_first, processes, told
+from .fields import some
 from .geography import place_of
+from .geopackage import check_geopackage
 from .images import DamagedImageError, Photo, find_images, passed_over
 from .rasters import open_image
-from .records import Category, Result, as_coco, as_geojson, as_table
+from .records import Category, Result, as_coco, as_geojson, as_geopackage, as_table
 from .tiles import Found, detect
 from .video import Recorder, count_frames, is_video, read_frames
 
@@ -48,6 +50,7 @@ def detect_files(
     draw: bool = True,
     table_file: Path | None = None,
     geojson_file: Path | None = None,
+    geopackage_file: Path | None = None,
 ) -> list[str]:
     """Detect in images and videos: each drawn with its boxes, and ``detections.json`` in COCO's format, in ``out``.
 
@@ -67,7 +70,7 @@ def detect_files(
         tile, overlap, batch, tta, large: as in :func:`roialign.detection.detect`.
         device: as in :class:`roialign.detection.Detector`.
         draw: draw the images with their boxes.
-        table_file, geojson_file: where to write all boxes as a CSV and as GeoJSON, too.
+        table_file, geojson_file, geopackage_file: to write all boxes to, the last for georeferenced images only.
 
     Returns:
         What was wrong with each image that could not be read; in processes beside the first one nothing.
@@ -75,12 +78,14 @@ def detect_files(
     Raises:
         FileExistsError: ``detections.json`` is there and not ours, another run is writing to ``out``, or a file to
             write is read.
-        ModuleNotFoundError: a video without PyAV, or a georeferenced image for GeoJSON without rasterio.
+        ModuleNotFoundError: a video without PyAV, or what GeoJSON or a GeoPackage takes is missing.
     """
+    if geopackage_file is not None:
+        check_geopackage(geopackage_file)
     detector = Detector(weights, device)
     score = detector.score if score is None else score
     categories = [Category(*each) for each in zip(detector.category_ids, detector.classes, strict=True)]
-    named = (table_file, geojson_file)
+    named = (table_file, geojson_file, geopackage_file)
     team = processes(device)
     main = team.is_main_process
     if line := told(team):
@@ -93,22 +98,21 @@ def detect_files(
         photos = _Photos(share, progress)
         found = detect(detector.model, photos, tile=tile, overlap=overlap, batch=batch, tta=tta, large=large)
         sure = (each.above(score) for each in found)
-        own = list(_results(photos, sure, partial(_drawing, folder, detector.classes), geojson_file is not None))
+        own = list(_results(photos, sure, partial(_drawing, folder, detector.classes), any(named[1:])))
         order = {task.file: number for number, task in enumerate(tasks)}
         results = sorted(gathered(team, own), key=lambda result: order[result.file])
         faults = dict(sorted(gathered(team, list(photos.faults.items())), key=lambda fault: order[fault[0]]))
         if not main:
             return []
         folder.write(RECORDS, as_coco(results, categories, out))
-        for file, pack in zip(named, (as_table, as_geojson), strict=True):
+        for file, pack in zip(named, (as_table, as_geojson, as_geopackage), strict=True):
             if file is not None:
                 write_atomically(file, pack(results, categories, file.parent))
-    console.print(_table(results))
-    images, boxes = len({each.file for each in results}), sum(len(each.found.boxes) for each in results)
     written = ", ".join(str(file) for file in (out / RECORDS, *named) if file is not None)
     drawn = f" and the pictures in {out}" if draw else ""
-    what = f"{boxes} boxes of score {score:.2f} or more in {images} of {len(tasks)} images"
-    say(console, f"{what}; wrote {written}{drawn}")
+    _report(console, results, f"of score {score:.2f} or more", len(tasks), f"{written}{drawn}")
+    if geopackage_file is not None:
+        _say_who_is_missing(console, results, geopackage_file)
     return list(faults.values())
 
 
@@ -203,6 +207,20 @@ def _drawing(folder: Folder, classes: Sequence[str], task: _Task) -> Iterator[Dr
 
 def _not_drawn(photo: Photo, found: Found) -> None:
     """With --no-draw."""
+
+
+def _report(console: Console, results: Sequence[Result], which: str, files: int, written: str) -> None:
+    """A table of the images, and a line of how much there is of what, and where."""
+    console.print(_table(results))
+    images, boxes = len({each.file for each in results}), sum(len(each.found.boxes) for each in results)
+    say(console, f"{boxes} boxes {which} in {images} of {files} images; wrote {written}")
+
+
+def _say_who_is_missing(console: Console, results: Sequence[Result], geopackage: Path) -> None:
+    missing = dict.fromkeys(repr(str(each.file)) for each in results if each.place is None)
+    if missing:
+        heading = f"{geopackage}: {len(missing)} images are not in it, since their place on earth is not known"
+        say(console, some(heading, missing), "yellow")
 
 
 def _table(results: Sequence[Result]) -> Table:

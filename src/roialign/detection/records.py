@@ -1,4 +1,4 @@
-"""What was found in files, as other programs read it: COCO's JSON, a table, GeoJSON.
+"""What was found in files, as other programs read it: COCO's JSON, a table, GeoJSON, a GeoPackage.
 
 Each has the names of the files as they lead there from its own folder.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +17,15 @@ from torch import Tensor
 from .contours import contour
 from .formats import COLUMNS
 from .formats.coco import relative
-from .geography import Place
+from .geography import WGS84, Place
+from .geopackage import as_layer
 from .masks import encode, paste
 from .tiles import Found
 
 PIXELS = "pixels of the image: x to the right, y down, 0 at the left and upper edge"
 DEGREES = "longitude and latitude in degrees, WGS 84"
+NUMBERS = ("score", *COLUMNS[1:5])  # a GeoPackage's columns of numbers
+Move = Callable[[Sequence[dict[str, Any]]], list[dict[str, Any]]]
 
 
 class Category(NamedTuple):
@@ -110,10 +113,7 @@ def as_geojson(results: Iterable[Result], categories: Sequence[Category], folder
     for result in results:
         name = relative(result.file, folder)
         rows = list(_rows(result, categories))
-        outlines = [_ring(row) if row.grid is None else contour(row.grid, row.box) for row in rows]
-        if result.place is not None:
-            moved = iter(result.place.on_earth([each for each in outlines if each is not None]))
-            outlines = [None if each is None else next(moved) for each in outlines]
+        outlines = _outlines(rows, None if result.place is None else result.place.on_earth)
         for row, outline in zip(rows, outlines, strict=True):
             properties = {
                 "image": name,
@@ -128,6 +128,34 @@ def as_geojson(results: Iterable[Result], categories: Sequence[Category], folder
                 "type": "Feature", "id": len(features) + 1, "geometry": outline, "properties": properties
             })  # fmt: skip
     return json.dumps({"type": "FeatureCollection", "features": features}).encode()
+
+
+def as_geopackage(results: Iterable[Result], categories: Sequence[Category], folder: Path) -> bytes:
+    """A GeoPackage: the outlines that :func:`as_geojson` has, of the images alone whose place on earth is known.
+
+    They are in the coordinate system of these images, if they have one in common, else in WGS 84. A box's edges in
+    pixels are columns of their own.
+    """
+    placed = [(result, result.place) for result in results if result.place is not None]
+    own = all(place.system == placed[0][1].system for _, place in placed)
+    outlines: list[dict[str, Any] | None] = []
+    lines: list[tuple[Any, ...]] = []
+    for result, place in placed:
+        name = relative(result.file, folder)
+        rows = list(_rows(result, categories))
+        outlines += _outlines(rows, place.in_system if own else place.on_earth)
+        lines += [(name, row.category.name, row.score, *row.box) for row in rows]
+    system = placed[0][1].system.to_wkt() if placed and own else WGS84
+    return as_layer(outlines, {"image": str, "class": str, **dict.fromkeys(NUMBERS, float)}, lines, system)
+
+
+def _outlines(rows: Sequence[_Row], move: Move | None) -> list[dict[str, Any] | None]:
+    """The outline of each, None of an empty mask; in pixels, if nothing moves them."""
+    outlines = [_ring(row) if row.grid is None else contour(row.grid, row.box) for row in rows]
+    if move is None:
+        return outlines
+    moved = iter(move([each for each in outlines if each is not None]))
+    return [None if each is None else next(moved) for each in outlines]
 
 
 def _rows(result: Result, categories: Sequence[Category]) -> Iterator[_Row]:
