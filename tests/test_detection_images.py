@@ -235,7 +235,7 @@ def test_tiles_and_their_cores_by_hand() -> None:
 
 @pytest.mark.parametrize(("width", "tiles"), [(512, 1), (513, 2), (896, 2), (897, 3)])
 def test_a_model_that_says_nothing_gets_tiles_of_512_with_128_in_common(width: int, tiles: int, tmp_path: Path) -> None:
-    Image.new("L", (width, 64)).save(tmp_path / "wide.png")
+    Image.linear_gradient("L").resize((width, 64)).save(tmp_path / "wide.png")
     finder = Finder()
     list(detect(finder, [Photo(tmp_path / "wide.png")]))
     assert finder.batches == [1] * tiles
@@ -284,7 +284,7 @@ def test_impossible_tiles_are_refused() -> None:
 
 
 def test_tiles_may_have_nothing_in_common(tmp_path: Path) -> None:
-    Image.new("RGB", (130, 60)).save(tmp_path / "wide.png")
+    Image.linear_gradient("L").resize((130, 60)).save(tmp_path / "wide.png")
     for tile, tiles in ((0, 1), (65, 2), (64, 3)):
         finder = Finder()
         next(detect(finder, [Photo(tmp_path / "wide.png")], tile=tile, overlap=0))

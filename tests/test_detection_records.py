@@ -221,7 +221,7 @@ def georeferenced(path: Path, place: tuple[float, ...], system: str | None) -> P
     rasterio = pytest.importorskip("rasterio")
     profile = {"driver": "GTiff", "width": 60, "height": 40, "count": 3, "dtype": "uint8"}
     with rasterio.open(path, "w", **profile, transform=rasterio.Affine(*place), crs=system) as image:
-        image.write(torch.zeros(3, 40, 60, dtype=torch.uint8).numpy())
+        image.write((torch.arange(7200).reshape(3, 40, 60) % 251).to(torch.uint8).numpy())
     return Photo(path)
 
 

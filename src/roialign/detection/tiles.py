@@ -14,8 +14,8 @@ from torchvision.ops import batched_nms
 
 from .description import SMALLEST, TILE, check_card
 from .images import FILL, Photo, Window, to_tensor
-from .mask_heads import not_pasted
-from .masks import regrid
+from .mask_heads import has_masks, not_pasted
+from .masks import GRID, regrid
 from .voting import look, vote
 
 NEAR = 2  # pixels from a seam, where a box may be one that it cuts
@@ -64,7 +64,8 @@ def detect(
     reported by the tile in whose core it is centred (the cores meet halfway through the overlaps, and reach a little
     into each other), with the mask that it has there, and the model's own non-maximum suppression of boxes runs once
     more over all tiles. An object larger than the overlap may be cut, unless ``large``. Tiles of one size share
-    batches, also across photos. Memory, beyond the decoded photo, is bounded by ``batch`` tiles.
+    batches, also across photos. Tiles whose pixels are all equal, as around a survey's footprint, have no objects and
+    are not shown to the model. Memory, beyond the decoded photo, is bounded by ``batch`` tiles.
 
     Args:
         model: the detector; photos go to its device. It is put into evaluation mode.
@@ -92,13 +93,7 @@ def detect(
         >>> found.boxes.shape[1]
         4
     """
-    card = getattr(model, "card", {})
-    if tile is None or overlap is None:  # a card may be a stranger's, and decides the work
-        check_card(card, getattr(model, "description", {}))
-    tile = card.get("tile", TILE) if tile is None else tile
-    overlap = card.get("overlap", OVERLAP) if overlap is None else overlap
-    if overlap < 0 or (tile != 0 and overlap >= tile):
-        raise ValueError(f"tile, overlap: got {tile}, {overlap}; expected 0 <= overlap < tile, or tile 0")
+    tile, overlap = _tiling(model, tile, overlap)
     if batch < 1:
         raise ValueError(f"batch: got {batch}; expected at least 1")
     model.eval()
@@ -114,7 +109,11 @@ def detect(
     for photo in photos:
         parts[asked] = []
         for piece in _cut(asked, photo.width, photo.height, tile, overlap, large):
-            pixels = _pad(_pixels(photo, piece))
+            pixels = _pixels(photo, piece)
+            if (pixels == pixels[:, :1, :1]).all():
+                parts[asked].append((piece, _nothing(model)))
+                continue
+            pixels = _pad(pixels)
             if waiting and (len(waiting) == batch or waiting[0][1].shape != pixels.shape):
                 run()
             waiting.append((piece, pixels))
@@ -136,6 +135,23 @@ def _forward(model: FasterRCNN, pixels: list[Tensor], tta: bool) -> list[Found]:
     with not_pasted(model):
         found = [vote(seen, model.roi_heads.nms_thresh) for seen in look(model, images)] if tta else model(images)
     return [Found(**{name: each[name].cpu() for name in Found._fields if name in each}) for each in found]
+
+
+def _tiling(model: FasterRCNN, tile: int | None, overlap: int | None) -> tuple[int, int]:
+    """Side and overlap of tiles, as asked for or as the model's card says."""
+    card = getattr(model, "card", {})
+    if tile is None or overlap is None:  # a card may be a stranger's, and decides the work
+        check_card(card, getattr(model, "description", {}))
+    tile = card.get("tile", TILE) if tile is None else tile
+    overlap = card.get("overlap", OVERLAP) if overlap is None else overlap
+    if overlap < 0 or (tile != 0 and overlap >= tile):
+        raise ValueError(f"tile, overlap: got {tile}, {overlap}; expected 0 <= overlap < tile, or tile 0")
+    return tile, overlap
+
+
+def _nothing(model: FasterRCNN) -> Found:
+    grids = torch.empty(0, GRID, GRID) if has_masks(model) else None
+    return Found(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64), grids)
 
 
 def _cut(photo: int, width: int, height: int, tile: int, overlap: int, large: bool) -> Iterator[_Tile]:
