@@ -101,11 +101,25 @@ def tiff_head(file: BinaryIO) -> tuple[int, int, str]:
     """Width and height of the first image in a TIFF, upright, and what to know about it."""
     with _tiff(file) as tiff:
         page = tiff.pages[0]
-        return *turned(page.imagewidth, page.imagelength, _orientation(page)), plan(*_bands(page)).note
+        frames = len(_to_see(tiff))
+        notes = (f"the first of {frames} frames" if frames > 1 else "", plan(*_bands(page)).note)
+        return *turned(page.imagewidth, page.imagelength, _orientation(page)), ", ".join(filter(None, notes))
 
 
-def read_tiff(file: BinaryIO, most: int) -> Image.Image:
-    """The first image of a TIFF in 8 bits, upright.
+def tiff_pages(file: BinaryIO) -> list[int]:
+    """Which pages of a TIFF are to be seen, if there are several: no smaller copies of others, and no masks."""
+    with _tiff(file) as tiff:
+        return _to_see(tiff)
+
+
+def tiff_note(file: BinaryIO, number: int) -> str:
+    """What to know about the bands of a page."""
+    with _tiff(file) as tiff:
+        return plan(*_bands(tiff.pages[number])).note
+
+
+def read_tiff(file: BinaryIO, most: int, number: int = 0) -> Image.Image:
+    """An image of a TIFF in 8 bits, upright: the first, or the one of this number.
 
     One or two bands are grey (and its alpha), more are red, green, blue (and alpha, if the file calls the fourth so).
 
@@ -113,7 +127,7 @@ def read_tiff(file: BinaryIO, most: int) -> Image.Image:
         UnsupportedError: it cannot be decoded, has more than ``most`` pixels, or its colours are of another kind.
     """
     with _tiff(file) as tiff:
-        page = tiff.pages[0]
+        page = tiff.pages[number]
         kind, bands, _ = _bands(page)
         shown = plan(*_bands(page))
         if page.imagewidth * page.imagelength * max(1, bands / 4) > most:
@@ -156,6 +170,12 @@ def show(values: Array, kind: int, shown: Plan, whites: tuple[float, float]) -> 
         mode, cover = "RGBa" if shown.multiplied else "RGBA", [to_8_bits(values[..., shown.alpha, None], whites[1])]
     planes = [to_8_bits(values[..., : shown.colours], whites[0])] * (3 if shown.colours == 1 else 1) + cover
     return Image.frombytes(mode, (values.shape[1], values.shape[0]), np.concatenate(planes, -1).tobytes())
+
+
+def _to_see(tiff: Any) -> list[int]:
+    kinds = [page.tags.valueof(ExifTags.Base.NewSubfileType, 0) for page in tiff.pages]
+    seen = [index for index, kind in enumerate(kinds) if not kind & 0b101]
+    return seen if len(seen) > 1 else [0]
 
 
 def _bands(page: Any) -> tuple[int, int, tuple[int, ...]]:

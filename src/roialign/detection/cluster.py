@@ -25,12 +25,11 @@ from .checkpoint import default_checkpoint, load_detector
 from .detector import Detector, told_by
 from .images import DamagedImageError, Photo
 from .masks import encode_all
+from .pages import read_images
 from .predict import progress_bar
-from .rasters import open_image
 from .shards import FORMAT, Parts, cut, digest
 from .storage import Image, at_hand, list_images
 from .tiles import Found, detect
-from .video import is_video, read_frames
 
 DEATHS = 2  # of workers that looked at an image, after which nobody looks at it again
 MEMORY = 256 * 2**20  # bytes that a local cluster's processes share, where nothing but lists and the detector passes
@@ -275,8 +274,8 @@ class Worker:
 
 
 def _opened(path: Path) -> Iterator[Photo]:
-    """The image, or the frames of the video; what is wrong with it is said without the path, which may be a copy's."""
+    """The images in the file; what is wrong with it is said without the path, which may be a copy's."""
     try:
-        yield from read_frames(path) if is_video(path) else (open_image(path),)
+        yield from read_images(path)
     except DamagedImageError as fault:
         raise DamagedImageError(str(fault).removeprefix(f"{path}: ")) from None

@@ -82,6 +82,12 @@ def some(heading: str, examples: Iterable[str]) -> str:
     return f"{heading}: {', '.join(map(_ends, every[:EXAMPLES]))}{', ...' if len(every) > EXAMPLES else ''}"
 
 
+def frame_fault(frame: object, other: object) -> ValueError:
+    """Boxes of several frames of one file, as ``roialign detect`` writes them: all would be taken for the first's."""
+    told = f"frame: got {shown(frame)}, and {shown(other)} of the same file before"
+    return ValueError(f"{told}; of a file of several images only the first can be learned from or judged by")
+
+
 def path_shown(path: Path) -> str:
     """A path in one line, short if anybody made it long."""
     return _ends(repr(str(path)))

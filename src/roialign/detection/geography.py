@@ -67,7 +67,7 @@ def place_of(photo: Photo) -> tuple[Place | None, str]:
         import rasterio
         from rasterio.errors import NotGeoreferencedWarning, RasterioError
     except ModuleNotFoundError:
-        if reader == "JP2OpenJPEG" or (reader == "GTiff" and _page(photo.path, GEOKEYS) is not None):
+        if reader == "JP2OpenJPEG" or (reader == "GTiff" and _tag(photo, GEOKEYS) is not None):
             raise ModuleNotFoundError(
                 f"{photo.path}: may be georeferenced, which rasterio tells: pip install 'roialign[geo]'",
                 name="rasterio",
@@ -76,7 +76,7 @@ def place_of(photo: Photo) -> tuple[Place | None, str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(os.path.abspath(photo.path), driver=reader) as image:
+            with rasterio.open(_name(photo), driver=reader) as image:
                 place, size = Place(image.transform[:6], image.crs), (image.width, image.height)
     except RasterioError:  # a picture that GDAL does not read has no place that it could know
         return None, ""
@@ -84,7 +84,7 @@ def place_of(photo: Photo) -> tuple[Place | None, str]:
         return None, ""
     if place.system is None:
         return None, "has a place but no coordinate system: taken for an image without a place"
-    if size != (photo.width, photo.height) or (reader == "GTiff" and _page(photo.path, ORIENTATION) not in (None, 1)):
+    if size != (photo.width, photo.height) or (reader == "GTiff" and _tag(photo, ORIENTATION) not in (None, 1)):
         return None, "has a place, but is turned by its orientation tag: taken for an image without a place"
     return place, ""
 
@@ -95,9 +95,15 @@ def _reader(path: Path) -> str | None:
     return next((reader for magic, reader in READERS.items() if begin.startswith(magic)), None)
 
 
-def _page(path: Path, tag: int) -> Any:
-    """What a tag of a TIFF's first page says, or None."""
+def _name(photo: Photo) -> str:
+    """The image's name for GDAL, which takes a TIFF for its first page."""
+    path = os.path.abspath(photo.path)
+    return f"GTIFF_DIR:{photo.page + 1}:{path}" if photo.page else path
+
+
+def _tag(photo: Photo, tag: int) -> Any:
+    """What a tag of a TIFF's page says, or None."""
     from tifffile import TiffFile
 
-    with TiffFile(path) as tiff:
-        return tiff.pages[0].aspage().tags.valueof(tag)
+    with TiffFile(photo.path) as tiff:
+        return tiff.pages[photo.page].aspage().tags.valueof(tag)

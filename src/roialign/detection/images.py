@@ -22,6 +22,7 @@ from .bands import (
     pillow_reads,
     read_tiff,
     tiff_head,
+    tiff_pages,
     to_8_bits,
     turned,
     white_of,
@@ -53,7 +54,8 @@ class Photo:
     Attributes:
         width, height: in pixels.
         note: what the user should know: bands or frames that are not shown. Mostly empty.
-        frame, time: of a video's frame its number from 0 and its second; of a photo None.
+        frame, time: of one of several images in a file its number from 0, of a video's its second; else None.
+        page: which image of the file it is, counting those that are none to see.
 
     Raises:
         DamagedImageError: it cannot be decoded, or not be shown rightly. The file is named.
@@ -61,16 +63,20 @@ class Photo:
 
     frame: int | None = None
     time: float | None = None
+    page: int = 0
 
     def __init__(self, path: str | Path, upright: bool = True) -> None:
         self.path = Path(path)
         with opened(self.path) as file:
             self.image, self.note = _decode(file)
-            if upright:
-                ImageOps.exif_transpose(self.image, in_place=True)
-            self.width, self.height = _some_pixels(*self.image.size)
-            self._white = _white(self.image)
-            self.crop((0, 0, 1, 1))  # it may be of a kind that cannot be turned to RGB
+            self._settle(upright)
+
+    def _settle(self, upright: bool) -> None:
+        if upright:
+            ImageOps.exif_transpose(self.image, in_place=True)
+        self.width, self.height = _some_pixels(*self.image.size)
+        self._white = _white(self.image)
+        self.crop((0, 0, 1, 1))  # it may be of a kind that cannot be turned to RGB
 
     def crop(self, window: Window) -> Image.Image:
         """The window as an RGB image; it must lie inside the photo."""
@@ -130,11 +136,11 @@ def read_head(path: str | Path, upright: bool = True) -> Head:
         try:
             image = Image.open(file)
         except UnidentifiedImageError:
-            if not _is_tiff(file):
+            if not is_tiff(file):
                 raise
             width, height, note = tiff_head(file)
         else:
-            note = _note(image)
+            note = _note(image, file)
             if image.format == "TIFF":  # some versions of Pillow turn these on opening, some on loading, all in the end
                 tags = image.tag_v2  # type: ignore[attr-defined]
                 width, height = turned(tags[256], tags[257], tags.get(ExifTags.Base.Orientation, 1))
@@ -173,23 +179,29 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _decode(file: BinaryIO) -> tuple[Image.Image, str]:
-    """The image, and what to know about it."""
+    """The first image, and what to know about it."""
     image: Image.Image
     try:
         image = Image.open(file)
     except UnidentifiedImageError:
-        if not _is_tiff(file):
+        if not is_tiff(file):
             raise
         note = tiff_head(file)[2]
         return read_tiff(file, LARGEST), note
-    note = _note(image)
+    note = _note(image, file)
+    return decode(image, file)[0], note
+
+
+def decode(image: Image.Image, file: BinaryIO, page: int = 0) -> tuple[Image.Image, str]:
+    """The page at which Pillow is in the file, and what to know about its bands."""
+    note = describe_by_pillow(image) if image.format == "TIFF" else ""
     cut = _cut_to_8_bits(image, file)
     fault = UnsupportedError(
         "16-bit colour of which fewer than 15 bits are used, and Pillow gives the upper 8: save it in 8 bits or as TIFF"
     )
     if image.format == "TIFF" and not pillow_reads(image):
         try:
-            return read_tiff(file, LARGEST), note
+            return read_tiff(file, LARGEST, page), note
         except UnsupportedError as error:
             # What Pillow decodes by itself it may mix up; what libtiff decodes is right but for the lower bits.
             if not (cut and image.tag_v2.get(ExifTags.Base.Compression, 1) > 1):  # type: ignore[attr-defined]
@@ -201,7 +213,8 @@ def _decode(file: BinaryIO) -> tuple[Image.Image, str]:
     return image, note
 
 
-def _is_tiff(file: BinaryIO) -> bool:
+def is_tiff(file: BinaryIO) -> bool:
+    """Whether the file says that it is one."""
     file.seek(0)
     return file.read(4) in MAGIC
 
@@ -223,28 +236,22 @@ def _cut_to_8_bits(image: Image.Image, file: BinaryIO) -> bool:
     return 65535 in arguments or any(";16" in text for text in arguments if isinstance(text, str))
 
 
-def _note(image: Image.Image) -> str:
-    frames = _frames(image)
+def _note(image: Image.Image, file: BinaryIO) -> str:
+    frames = len(frames_of(image, file))
     notes = [f"the first of {frames} frames"] if frames > 1 else []
     notes += [describe_by_pillow(image)] if image.format == "TIFF" else []
     return ", ".join(filter(None, notes))
 
 
-def _frames(image: Image.Image) -> int:
-    """Frames or pages to see: a TIFF's smaller copies and masks are none, nor is what phones add to a JPEG."""
+def frames_of(image: Image.Image, file: BinaryIO) -> list[int]:
+    """The frames or pages to see: a TIFF's smaller copies and masks are none, nor is what phones add to a JPEG."""
     try:
-        count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        if image.format == "TIFF" and count > 1:
-            kinds = []
-            for index in range(count):
-                image.seek(index)
-                kinds.append(image.tag_v2.get(ExifTags.Base.NewSubfileType, 0))  # type: ignore[attr-defined]
-            image.seek(0)
-            return sum(not kind & 0b101 for kind in kinds)
+        if image.format == "TIFF":
+            return tiff_pages(file)
+        return list(range(1 if image.format == "MPO" else getattr(image, "n_frames", 1)))
     except Exception:  # a damaged later frame; the first may be whole
         image.seek(0)
-        return 1
-    return count
+        return [0]
 
 
 def _white(image: Image.Image) -> float | None:

@@ -25,10 +25,10 @@ from .fields import some
 from .geography import place_of
 from .geopackage import check_geopackage
 from .images import DamagedImageError, Photo, find_images, passed_over
-from .rasters import open_image
+from .pages import count_images, read_images
 from .records import Category, Result, as_coco, as_geojson, as_geopackage, as_table
 from .tiles import Found, detect
-from .video import Recorder, count_frames, is_video, read_frames
+from .video import Recorder, is_video
 
 RECORDS = "detections.json"
 Draw = Callable[[Photo, Found], None]
@@ -57,8 +57,8 @@ def detect_files(
     Processes that a launcher started share the files; they draw into ``out``, and the first one writes the rest: what
     one process alone would write, to the byte if ``batch`` is 1.
 
-    A drawing is named after its image, with a number where that name is taken: by another image of the same stem, or by
-    any file that a run of ours did not leave there. So no photo is ever written over.
+    A drawing is named after its image, or file and frame, with a number where that name is taken: by another image of
+    the same stem, or by any file that a run of ours did not leave there. So no photo is ever written over.
 
     Args:
         patterns: files, folders and globs; none: a photo that the package ships. Videos are taken where they are named,
@@ -94,7 +94,7 @@ def detect_files(
         tasks = of_the_first(team, lambda: _plan(patterns, folder, console, [weights], named, draw))
         share = tasks[team.process_index :: team.num_processes]
         if draw and not main:
-            folder.join(task.drawing for task in share)
+            folder.join(name for task in share for name in task.drawings)
         photos = _Photos(share, progress)
         found = detect(detector.model, photos, tile=tile, overlap=overlap, batch=batch, tta=tta, large=large)
         sure = (each.above(score) for each in found)
@@ -120,7 +120,8 @@ class _Task(NamedTuple):
     """A file to look at."""
 
     file: Path
-    drawing: str  # its name in the folder; none: not drawn
+    images: int  # in it, as it says
+    drawings: tuple[str, ...]  # their names in the folder; none: not drawn
 
 
 def _plan(
@@ -140,11 +141,19 @@ def _plan(
     aside = ", ".join(f"{count} {suffix}" for suffix, count in passed_over(patterns).items())
     if aside:
         say(console, f"left aside, no images by their names: {aside}", "yellow")
-    suffixes = (".mp4" if is_video(file) else ".jpg" for file in files)
+    counts = map(count_images, files)
     return [
-        _Task(file, folder.pick(file.stem, suffix) if draw else "")
-        for file, suffix in zip(files, suffixes, strict=True)
+        _Task(file, count, _drawings(folder, file, count) if draw else ())
+        for file, count in zip(files, counts, strict=True)
     ]
+
+
+def _drawings(folder: Folder, file: Path, images: int) -> tuple[str, ...]:
+    """Names of one drawing for a video, and for each of several images."""
+    if is_video(file) or images == 1:
+        return (folder.pick(file.stem, ".mp4" if is_video(file) else ".jpg"),)
+    digits = len(str(images - 1))
+    return tuple(folder.pick(f"{file.stem}-frame{number:0{digits}}", ".jpg") for number in range(images))
 
 
 class _Photos:
@@ -154,14 +163,13 @@ class _Photos:
         self.tasks, self.progress = {task.file: task for task in tasks}, progress
         self.opened: deque[Photo] = deque()  # of which nobody has asked for the boxes yet
         self.faults: dict[Path, str] = {}
-        total = sum(count_frames(file) if is_video(file) else 1 for file in self.tasks)
-        self.bar = progress.add_task("detecting", total=total)
+        self.bar = progress.add_task("detecting", total=sum(task.images for task in tasks))
 
     def __iter__(self) -> Iterator[Photo]:
         for file in self.tasks:
             try:
-                for photo in read_frames(file) if is_video(file) else (open_image(file),):
-                    if photo.note:
+                for photo in read_images(file):
+                    if photo.note and not photo.frame:
                         say(self.progress.console, f"{file}: {photo.note}", "yellow")
                     self.opened.append(photo)
                     yield photo
@@ -184,7 +192,7 @@ def _results(
             for photo, each in group:
                 show(photo, each)
                 place, note = place_of(photo) if placed else (None, "")
-                if note:
+                if note and not photo.frame:
                     say(photos.progress.console, f"{path}: {note}", "yellow")
                 yield Result(path, photo.width, photo.height, each, place, photo.frame, photo.time)
                 photos.progress.advance(photos.bar)
@@ -192,17 +200,21 @@ def _results(
 
 @contextmanager
 def _drawing(folder: Folder, classes: Sequence[str], task: _Task) -> Iterator[Draw]:
-    """What draws one image, or the frames of one video, into a file of the folder."""
-    if not task.drawing:
+    """What draws the images of a file, each into one of the folder, or the frames of a video into one together."""
+    if not task.drawings:
         yield _not_drawn
     elif not is_video(task.file):
-        with folder.open(task.drawing) as drawing:
-            yield lambda photo, found: pictures.draw_found(photo, found, classes).save(drawing, "JPEG", quality=92)
+        yield partial(_draw, folder, task.drawings, classes)
     else:
-        with folder.stage(task.drawing) as file, Recorder(file) as recorder:
+        with folder.stage(task.drawings[0]) as file, Recorder(file) as recorder:
             yield lambda photo, found: recorder.add(
                 pictures.draw_found(photo, found, classes, enlarge=False), photo.time
             )
+
+
+def _draw(folder: Folder, drawings: Sequence[str], classes: Sequence[str], photo: Photo, found: Found) -> None:
+    with folder.open(drawings[photo.frame or 0]) as drawing:
+        pictures.draw_found(photo, found, classes).save(drawing, "JPEG", quality=92)
 
 
 def _not_drawn(photo: Photo, found: Found) -> None:

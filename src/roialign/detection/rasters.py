@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
-from .bands import GREY, MAGIC, RGB, Array, UnsupportedError, plan, show, whites_of
+from .bands import GREY, MAGIC, RGB, Array, UnsupportedError, plan, show, tiff_head, whites_of
 from .images import Photo, Window, opened
 
 LARGE = 2**26  # pixels; smaller images are decoded as a whole, which is faster
@@ -53,7 +53,8 @@ class Raster(Photo):
             self.width, self.height = self._file.width, self._file.height
             self._kind, extra = _bands(self.path)
             self._plan = plan(self._kind, self._file.count, extra)
-            self.note = self._plan.note
+            with self.path.open("rb") as head:
+                self.note = tiff_head(head)[2]
             self._whites = whites_of(self._largest(), self._kind, self._plan)
             self.crop((0, 0, 1, 1))
 

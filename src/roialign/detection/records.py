@@ -36,14 +36,14 @@ class Category(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What was found in one image, or in one frame of a video."""
+    """What was found in one image: a file, or one of several in it."""
 
     file: Path
     width: int
     height: int
     found: Found
     place: Place | None = None  # on earth, if it is known and asked for
-    frame: int | None = None  # of a video, from 0
+    frame: int | None = None  # of a video or another file of several images, from 0
     time: float | None = None  # of the frame, in seconds
 
 

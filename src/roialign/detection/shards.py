@@ -43,12 +43,12 @@ def digest(images: Sequence[Image]) -> str:
 
 
 def schema(about: Mapping[str, Any]) -> Any:
-    """The columns: a row for each image, or for each frame of a video. ``about`` goes into the files' metadata."""
+    """The columns: a row for each image, or for each of several in a file. ``about`` goes into the files' metadata."""
     import pyarrow as pa
 
     columns = [
         pa.field("image", pa.string(), nullable=False),  # its path or address
-        pa.field("frame", pa.int64()),  # of a video, from 0
+        pa.field("frame", pa.int64()),  # of a video or another file of several images, from 0
         pa.field("time", pa.float64()),  # of the frame, in seconds
         pa.field("width", pa.int32()),  # pixels; of an image that could not be read null, as all that follows
         pa.field("height", pa.int32()),

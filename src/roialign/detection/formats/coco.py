@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeVar
 
 from ..annotations import Annotations, Box, Entry, ImageId, Picture
-from ..fields import flag, length, number, shown, take, text, whole
+from ..fields import flag, frame_fault, length, number, shown, take, text, whole
 from .outlines import corners_of, outline_of
 from .source import Source, locate, read_bytes
 
@@ -40,6 +40,7 @@ def read(source: Source) -> Annotations:
     content = _parse(read_bytes(source.path))
     categories = dict(sorted(_once(content, "categories", _category)))
     images = [image for _, image in _once(content, "images", _image)]
+    _check_frames(content, images)
     known = {image.id: index for index, image in enumerate(images)}
     boxes = _each(content, "annotations", lambda record: _box(record, images, known, categories, source.masks))
     folders = _folders(source.path) if source.images is None else [source.images]
@@ -51,6 +52,14 @@ def read(source: Source) -> Annotations:
     return Annotations(
         pictures, boxes, categories, lambda index: _place(content, "annotations", index), [source.path], told
     )
+
+
+def _check_frames(content: Mapping[str, list[Any]], images: list[_Image]) -> None:
+    first: dict[str, Any] = {}
+    for index, (image, record) in enumerate(zip(images, content["images"], strict=True)):
+        frame = record.get("frame_id")
+        if first.setdefault(image.name, frame) != frame:
+            raise ValueError(f"{_place(content, 'images', index)}: {frame_fault(frame, first[image.name])}")
 
 
 def _folders(path: Path) -> list[Path]:

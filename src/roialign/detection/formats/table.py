@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..annotations import Annotations, Box, Picture
-from ..fields import number_in, shown
+from ..fields import frame_fault, number_in, shown
 from .source import Source, locate, read_text
 
 DELIMITERS = ",;\t"
@@ -32,10 +32,13 @@ def read(source: Source) -> Annotations:
     lines: dict[str, int] = {}  # of an image: the first
     found: list[tuple[str, str, tuple[float, ...]]] = []
     places: list[str] = []
-    for line, (image, *edges, label) in _rows(read_text(source.path), source.columns):
+    frames: dict[str, str] = {}
+    for line, (image, *edges, label), frame in _rows(read_text(source.path), source.columns):
         if not image:
             raise ValueError(f"line {line}: {source.columns[0]}: got ''; expected the name of an image")
         lines.setdefault(image, line)
+        if frames.setdefault(image, frame) != frame:
+            raise ValueError(f"line {line}: {frame_fault(frame, frames[image])}")
         if not any(edges) and not label:
             continue
         corners = [number_in(edge) for edge in edges]
@@ -60,12 +63,12 @@ def read(source: Source) -> Annotations:
     return Annotations(pictures, boxes, categories, places.__getitem__, [source.path], told)
 
 
-def _rows(content: str, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """The fields of the columns in each line, with its number."""
+def _rows(content: str, columns: Sequence[str]) -> Iterator[tuple[int, list[str], str]]:
+    """Of each line its number, the fields of the columns, and that of a column ``frame`` if there is one."""
     head = content.partition("\n")[0]
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=max(DELIMITERS, key=head.count), strict=True)
     places: list[int] = []
-    width = 0
+    width, frame = 0, None
     try:
         for row in reader:
             fields = [field.strip() for field in row]
@@ -73,10 +76,11 @@ def _rows(content: str, columns: Sequence[str]) -> Iterator[tuple[int, list[str]
                 continue
             if not places:
                 places, width = _places(fields, columns), len(fields)
+                frame = fields.index("frame") if "frame" in fields else None
             elif len(fields) != width:
                 raise ValueError(f"line {reader.line_num}: got {len(fields)} fields; the first line has {width}")
             else:
-                yield reader.line_num, [fields[place] for place in places]
+                yield reader.line_num, [fields[place] for place in places], "" if frame is None else fields[frame]
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from None
 
