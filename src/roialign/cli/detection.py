@@ -112,6 +112,7 @@ def evaluate(
 ) -> None:
     """Judge a detector by COCO's measures. Under `torchrun` or `accelerate launch` processes share the images."""
     from ..detection.commands import evaluate
+    from ..detection.tiles import Tiling
 
     with _plain_errors("evaluate"):
         evaluate(
@@ -124,11 +125,7 @@ def evaluate(
             part=part,
             classes=classes,
             columns=columns,
-            tile=tile,
-            overlap=overlap,
-            batch=batch,
-            tta=tta,
-            large=large,
+            tiling=Tiling(tile, overlap, batch, tta, large),
             device=device,
         )
 
@@ -193,9 +190,11 @@ def detect(
 
     Under `torchrun` or `accelerate launch` processes share the images.
     """
-    how: dict[str, Any] = {"weights": weights, "score": score, "tile": tile, "overlap": overlap, "batch": batch}
-    how |= {"tta": tta, "large": large, "device": device}
     with _plain_errors("detect"):
+        from ..detection.tiles import Tiling
+
+        tiling = Tiling(tile, overlap, batch, tta, large)
+        how: dict[str, Any] = {"weights": weights, "score": score, "tiling": tiling, "device": device}
         if ray or ray_address:
             from ..detection.cluster import detect_on_cluster
 

@@ -29,7 +29,7 @@ from .pages import read_images
 from .predict import progress_bar
 from .shards import FORMAT, Parts, cut, digest
 from .storage import Image, at_hand, list_images
-from .tiles import Found, detect
+from .tiles import USUAL, Found, Tiling, detect
 
 DEATHS = 2  # of workers that looked at an image, after which nobody looks at it again
 MEMORY = 256 * 2**20  # bytes that a local cluster's processes share, where nothing but lists and the detector passes
@@ -55,11 +55,7 @@ def detect_on_cluster(
     address: str | None = None,
     weights: Path | None = None,
     score: float | None = None,
-    tile: int | None = None,
-    overlap: int | None = None,
-    batch: int = 1,
-    tta: bool = False,
-    large: bool = False,
+    tiling: Tiling = USUAL,
     device: str | None = None,
 ) -> list[str]:
     """Detect in images on a Ray cluster, and write what was found as Parquet files, a row for each image.
@@ -75,7 +71,7 @@ def detect_on_cluster(
             long as it takes.
         weights: the detector's file, which is sent to the workers; None: the one that the package ships.
         score: the least score of a box; None: what suits the detector by its card, or 0.5.
-        tile, overlap, batch, tta, large: as in :func:`roialign.detection.detect`.
+        tiling: how images are looked at.
         device: ``"cpu"`` or ``"cuda"``; None: the cluster's GPUs, a worker for each, or its CPUs if it has none.
 
     Returns:
@@ -92,7 +88,7 @@ def detect_on_cluster(
     if device not in (None, "cpu", "cuda"):
         raise ValueError(f"device: got {device!r}; expected cpu or cuda, of which --ray takes all that the cluster has")
     ray = _ray(local=address is None)
-    options: dict[str, Any] = {"tile": tile, "overlap": overlap, "batch": batch, "tta": tta, "large": large}
+    options = tiling._asdict()
     model = load_detector(weights)
     list(detect(model, [], **options))  # which checks them
     told = told_by(model)

@@ -35,7 +35,7 @@ from .model import build_detector
 from .predict import RECORDS, progress_bar
 from .recipe import RECIPE, Recipe, pack
 from .tables import classes_table, metrics_table
-from .tiles import detect
+from .tiles import USUAL, Tiling, detect
 from .training import BEST, JUDGED, LOSSES, MASKS, STATE, Trainer
 from .views import EpochBatches, TrainingViews
 
@@ -257,11 +257,7 @@ def evaluate(
     part: str | None = None,
     classes: str | None = None,
     columns: str | None = None,
-    tile: int | None = None,
-    overlap: int | None = None,
-    batch: int = 1,
-    tta: bool = False,
-    large: bool = False,
+    tiling: Tiling = USUAL,
     device: str | None = None,
 ) -> Report:
     """Judge a detector on a data set: tables, and in ``out`` three pictures and all detections.
@@ -280,7 +276,7 @@ def evaluate(
         json_file: where to write the metrics.
         part: ``"train"``, ``"val"`` or ``"test"``; None: ``"val"`` where there are parts.
         classes, columns: as ``--classes`` and ``--columns``.
-        tile, overlap, batch, tta, large: as in :func:`roialign.detection.detect`.
+        tiling: how images are looked at.
         device: as in :class:`roialign.detection.Detector`.
 
     Raises:
@@ -301,7 +297,7 @@ def evaluate(
         share = data.entries[team.process_index :: team.num_processes]
         photos = (open_photo(entry.file, entry.width, entry.height) for entry in share)
         with progress_bar(console, main) as progress:
-            results = detect(model, photos, tile=tile, overlap=overlap, batch=batch, tta=tta, large=large)
+            results = detect(model, photos, **tiling._asdict())
             entries = progress.track(share, description="detecting")
             own = [(entry.id, each) for entry, each in zip(entries, results, strict=True)]
         every = dict(gathered(team, own))

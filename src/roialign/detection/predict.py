@@ -27,7 +27,7 @@ from .geopackage import check_geopackage
 from .images import DamagedImageError, Photo, find_images, passed_over
 from .pages import count_images, read_images
 from .records import Category, Result, as_coco, as_geojson, as_geopackage, as_table
-from .tiles import Found, detect
+from .tiles import USUAL, Found, Tiling, detect
 from .video import Recorder, is_video
 
 RECORDS = "detections.json"
@@ -41,11 +41,7 @@ def detect_files(
     *,
     weights: Path | None = None,
     score: float | None = None,
-    tile: int | None = None,
-    overlap: int | None = None,
-    batch: int = 1,
-    tta: bool = False,
-    large: bool = False,
+    tiling: Tiling = USUAL,
     device: str | None = None,
     draw: bool = True,
     table_file: Path | None = None,
@@ -67,7 +63,7 @@ def detect_files(
         console: where to report.
         weights: the detector's file; None: the one that the package ships.
         score: the least score of a box; None: what suits the detector by its card, or 0.5.
-        tile, overlap, batch, tta, large: as in :func:`roialign.detection.detect`.
+        tiling: how images are looked at.
         device: as in :class:`roialign.detection.Detector`.
         draw: draw the images with their boxes.
         table_file, geojson_file, geopackage_file: to write all boxes to, the last for georeferenced images only.
@@ -96,7 +92,7 @@ def detect_files(
         if draw and not main:
             folder.join(name for task in share for name in task.drawings)
         photos = _Photos(share, progress)
-        found = detect(detector.model, photos, tile=tile, overlap=overlap, batch=batch, tta=tta, large=large)
+        found = detect(detector.model, photos, **tiling._asdict())
         sure = (each.above(score) for each in found)
         own = list(_results(photos, sure, partial(_drawing, folder, detector.classes), any(named[1:])))
         order = {task.file: number for number, task in enumerate(tasks)}

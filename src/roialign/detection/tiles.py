@@ -48,6 +48,19 @@ class _Tile(NamedTuple):
     size: tuple[int, int] = (0, 0)  # of the whole photo in such pixels
 
 
+class Tiling(NamedTuple):
+    """How images are looked at: the arguments of :func:`detect`, as the commands hand them on."""
+
+    tile: int | None = None
+    overlap: int | None = None
+    batch: int = 1
+    tta: bool = False
+    large: bool = False
+
+
+USUAL = Tiling()
+
+
 def detect(
     model: FasterRCNN,
     photos: Iterable[Photo],
