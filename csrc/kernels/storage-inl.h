@@ -201,6 +201,35 @@ ROI_INLINE void Storage<BFloat>::store(BFloat* to, const Lanes<float>& lanes) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(both, 0xd8));
 }
 template <>
+ROI_INLINE Lanes<float> Storage<BFloat>::narrowed(const float* from) {
+  auto rounded = [](const float* at) {  // in the upper halves
+    const __m256 x = _mm256_loadu_ps(at);
+    const __m256i bits = _mm256_castps_si256(x),
+                  odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i r = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    return _mm256_blendv_epi8(r, quiet, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+  };
+  Lanes<float> r;
+  for (int i = 0; i < 2; ++i) {
+    const __m256i first = _mm256_srli_epi32(rounded(from + 8 * i), 16), second = rounded(from + 16 + 8 * i);
+    r.v[i] = reinterpret_cast<FloatVec>(_mm256_blend_epi16(first, second, 0xaa));
+  }
+  return r;
+}
+template <>
+ROI_INLINE Lanes<float> Storage<Half>::narrowed(const float* from) {
+  auto rounded = [](const float* at) {  // in the lower halves
+    return _mm256_cvtepu16_epi32(_mm256_cvtps_ph(_mm256_loadu_ps(at), _MM_FROUND_TO_NEAREST_INT));
+  };
+  Lanes<float> r;
+  for (int i = 0; i < 2; ++i) {
+    const __m256i second = _mm256_slli_epi32(rounded(from + 16 + 8 * i), 16);
+    r.v[i] = reinterpret_cast<FloatVec>(_mm256_or_si256(rounded(from + 8 * i), second));
+  }
+  return r;
+}
+template <>
 ROI_INLINE Lanes<float> Storage<Half>::load(const Half* from) {
   const auto* p = reinterpret_cast<const __m128i*>(from);
   return {{reinterpret_cast<FloatVec>(_mm256_cvtph_ps(_mm_loadu_si128(p))),
