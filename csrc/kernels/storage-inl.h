@@ -134,6 +134,13 @@ struct Storage {
 
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 ROI_INLINE FloatVec vec(__m512 x) { return reinterpret_cast<FloatVec>(x); }
+// Rounded to bfloat16, in the upper halves.
+ROI_INLINE __m512i bfloats(__m512 x) {
+  const __m512i bits = _mm512_castps_si512(x),
+                odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i r = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  return _mm512_mask_or_epi32(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits, _mm512_set1_epi32(0x400000));
+}
 template <>
 ROI_INLINE Lanes<float> Storage<BFloat>::load(const BFloat* from) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
@@ -141,23 +148,13 @@ ROI_INLINE Lanes<float> Storage<BFloat>::load(const BFloat* from) {
 }
 template <>
 ROI_INLINE void Storage<BFloat>::store(BFloat* to, const Lanes<float>& lanes) {
-  const auto x = reinterpret_cast<__m512>(lanes.v[0]);
-  const __m512i bits = _mm512_castps_si512(x), high = _mm512_srli_epi32(bits, 16);
-  const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
-  __m512i r = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
-  r = _mm512_mask_or_epi32(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), high, _mm512_set1_epi32(0x40));
+  const __m512i r = _mm512_srli_epi32(bfloats(reinterpret_cast<__m512>(lanes.v[0])), 16);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(r));
 }
 template <>
 ROI_INLINE Lanes<float> Storage<BFloat>::narrowed(const float* from) {
-  auto rounded = [](const float* at) {  // in the upper halves
-    const __m512 x = _mm512_loadu_ps(at);
-    const __m512i bits = _mm512_castps_si512(x),
-                  odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i r = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    return _mm512_mask_or_epi32(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits, _mm512_set1_epi32(0x400000));
-  };
-  const __m512i first = _mm512_srli_epi32(rounded(from), 16), second = rounded(from + 16);
+  const __m512i first = _mm512_srli_epi32(bfloats(_mm512_loadu_ps(from)), 16),
+                second = bfloats(_mm512_loadu_ps(from + 16));
   return {{vec(_mm512_castsi512_ps(_mm512_mask_blend_epi16(0xaaaaaaaau, first, second)))}};
 }
 template <>
@@ -178,6 +175,14 @@ ROI_INLINE void Storage<Half>::store(Half* to, const Lanes<float>& lanes) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 #elif defined(__AVX2__) && defined(__F16C__)
+// Rounded to bfloat16, in the upper halves.
+ROI_INLINE __m256i bfloats(__m256 x) {
+  const __m256i bits = _mm256_castps_si256(x),
+                odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i r = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  return _mm256_blendv_epi8(r, quiet, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+}
 template <>
 ROI_INLINE Lanes<float> Storage<BFloat>::load(const BFloat* from) {
   Lanes<float> r;
@@ -189,30 +194,16 @@ ROI_INLINE Lanes<float> Storage<BFloat>::load(const BFloat* from) {
 }
 template <>
 ROI_INLINE void Storage<BFloat>::store(BFloat* to, const Lanes<float>& lanes) {
-  auto rounded = [](FloatVec lane) {
-    const auto x = reinterpret_cast<__m256>(lane);
-    const __m256i bits = _mm256_castps_si256(x), high = _mm256_srli_epi32(bits, 16);
-    const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
-    const __m256i r = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-    const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
-    return _mm256_blendv_epi8(_mm256_srli_epi32(r, 16), quiet, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
-  };
+  auto rounded = [](FloatVec lane) { return _mm256_srli_epi32(bfloats(reinterpret_cast<__m256>(lane)), 16); };
   const __m256i both = _mm256_packus_epi32(rounded(lanes.v[0]), rounded(lanes.v[1]));  // halves of each alternate
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(both, 0xd8));
 }
 template <>
 ROI_INLINE Lanes<float> Storage<BFloat>::narrowed(const float* from) {
-  auto rounded = [](const float* at) {  // in the upper halves
-    const __m256 x = _mm256_loadu_ps(at);
-    const __m256i bits = _mm256_castps_si256(x),
-                  odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i r = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-    return _mm256_blendv_epi8(r, quiet, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
-  };
   Lanes<float> r;
   for (int i = 0; i < 2; ++i) {
-    const __m256i first = _mm256_srli_epi32(rounded(from + 8 * i), 16), second = rounded(from + 16 + 8 * i);
+    const __m256i first = _mm256_srli_epi32(bfloats(_mm256_loadu_ps(from + 8 * i)), 16);
+    const __m256i second = bfloats(_mm256_loadu_ps(from + 16 + 8 * i));
     r.v[i] = reinterpret_cast<FloatVec>(_mm256_blend_epi16(first, second, 0xaa));
   }
   return r;
