@@ -13,8 +13,15 @@ from .. import __version__
 from ..outputs import check_files, write_atomically
 from ..terminal import make_console, say, shown
 from . import detection
+from .names import Commands
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Region pooling for PyTorch.")
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    help="Region pooling for PyTorch.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 app.add_typer(detection.commands)
 
 
