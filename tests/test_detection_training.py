@@ -26,7 +26,7 @@ from roialign.detection.checkpoint import load_detector
 from roialign.detection.datasets import AnnotatedImages
 from roialign.detection.images import Photo
 from roialign.detection.sampling import SeededSampler
-from roialign.detection.training import LOSSES, _best
+from roialign.detection.training import LOSSES, best_epoch
 from roialign.outputs import Folder
 from roialign.samples import PHOTO_FILE, TRAIN
 
@@ -99,7 +99,7 @@ def test_killed_and_resumed_gives_the_same_weights(crowns: Path, tmp_path: Path)
     for name in ("last.safetensors", "model.safetensors", "log.csv"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     rows = log(tmp_path / "whole")
-    assert [float(row["epoch"]) for row in rows] == [0, 1, 2]
+    assert [float(row["epoch"]) for row in rows] == [1, 2, 3]
     assert all(0 <= float(row["AP"]) <= float(row["AP50"]) <= 1 for row in rows)
     for name in ("views.png", "log.png"):
         with Image.open(tmp_path / "whole" / name) as picture:
@@ -179,7 +179,13 @@ def test_a_second_training_in_a_folder_is_refused(crowns: Path, tmp_path: Path) 
 def test_the_epoch_that_is_kept(scores: list[float]) -> None:
     history = [{"AP50": score} for score in scores] or [{"loss": 1.0}] * 3
     judged = bool(scores) and max(scores) > 0
-    assert _best(history) == (2 if judged else 3)
+    assert best_epoch(history) == (2 if judged else 3)
+
+
+def test_of_epochs_with_the_same_ap50_that_of_the_higher_ap_is_kept() -> None:
+    """As where a small part to judge by is found as a whole: AP still tells how exactly."""
+    pairs = ((0.9, 0.8), (1.0, 0.6), (1.0, 0.7), (1.0, 0.7), (1.0, 0.65))
+    assert best_epoch([{"AP50": ap50, "AP": ap} for ap50, ap in pairs]) == 3
 
 
 @pytest.mark.slow
@@ -287,10 +293,11 @@ def test_training_stops_early_and_the_best_epoch_is_kept(crowns: Path, tmp_path:
     result = CliRunner().invoke(app, arguments(crowns, tmp_path / "out", *more))
     assert result.exit_code == 0, result.output
     rows = log(tmp_path / "out")
-    scores = [float(row["AP50"]) for row in rows]
-    best = max(range(len(scores)), key=lambda index: scores[index])
-    assert len(rows) == 9 or len(rows) == best + 3
-    assert load_detector(tmp_path / "out" / "model.safetensors").card["epoch"] == best + 1
+    best = max(rows, key=lambda row: (float(row["AP50"]), float(row["AP"])))
+    epoch = int(best["epoch"])
+    assert len(rows) == 9 or len(rows) == epoch + 2
+    assert load_detector(tmp_path / "out" / "model.safetensors").card["epoch"] == epoch
+    assert f"model.safetensors, the model of epoch {epoch}" in " ".join(result.output.split())
 
 
 def test_train_evaluate_detect_in_the_command_line(crowns: Path, tmp_path: Path) -> None:

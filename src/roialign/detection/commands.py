@@ -36,7 +36,7 @@ from .predict import RECORDS, progress_bar
 from .recipe import RECIPE, Recipe, pack
 from .tables import classes_table, metrics_table
 from .tiles import USUAL, Tiling, detect
-from .training import BEST, JUDGED, LOSSES, MASKS, STATE, Trainer
+from .training import BEST, JUDGED, LOSSES, MASKS, STATE, Trainer, best_epoch
 from .views import EpochBatches, TrainingViews
 
 INPUT = 640  # pixels of the network's input in training, unless the crop is given, and at least so many in detection
@@ -119,7 +119,8 @@ def train(recipe: Recipe, out: Path, console: Console, *, resume: bool = False) 
                     again = shlex.join(["roialign", "train", "--resume", "--out", str(out)])
                     raise InterruptedTrainingError(f"{stop}; go on with: {again}") from None
         if main:
-            say(console, f"wrote {out / BEST}" if display.wrote else "nothing to do")
+            told = f"wrote {out / BEST}, the model of epoch {best_epoch(history)}"
+            say(console, told if display.wrote else "nothing to do")
     return history
 
 

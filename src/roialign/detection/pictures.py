@@ -268,7 +268,7 @@ def plot_history(history: Sequence[dict[str, float]], path: Output) -> None:
     """Losses and AP over the epochs."""
     pyplot = _pyplot()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), dpi=100, layout="constrained")
-    epochs = [row["epoch"] + 1 for row in history]
+    epochs = [row["epoch"] for row in history]
     for axes, names, title in (
         (left, [name for name in history[0] if name.startswith("loss_")], "losses"),
         (right, [name for name in history[0] if "AP" in name], "AP of the averaged model"),

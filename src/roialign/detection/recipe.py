@@ -79,7 +79,7 @@ class Recipe:
         typer.Option(min=0, max=1, help="By how much brightness, contrast, saturation change. Default: --augment's."),
     ] = None
     patience: Annotated[
-        int, typer.Option(min=0, help="Stop after so many epochs without a better AP50. 0: never."), FREE
+        int, typer.Option(min=0, help="Stop after so many epochs none of which was better. 0: never."), FREE
     ] = 0
     freeze_backbone: Annotated[
         bool, typer.Option("--freeze-backbone", help="Leave the backbone as it is; the pyramid and the heads learn.")

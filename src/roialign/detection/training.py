@@ -150,14 +150,14 @@ class Trainer:
         return self.accelerator.unwrap_model(self.model)
 
     def run(self, watcher: Watcher, wish: Wish | None = None) -> list[dict[str, float]]:
-        """Train to the end, or until AP50 has not risen for ``patience`` epochs.
+        """Train to the end, or until ``patience`` epochs were none better than the best.
 
         Args:
             watcher: who looks on.
             wish: when it is asked, the state is saved after the step that is under way.
 
         Returns:
-            A row per epoch: ``epoch``, ``lr``, the losses, and with images to judge by AP, AP50 and AP75.
+            A row per epoch: ``epoch`` (from 1), ``lr``, the losses, and with images to judge by AP, AP50 and AP75.
 
         Raises:
             InterruptedTrainingError: somebody wished it.
@@ -204,7 +204,7 @@ class Trainer:
                 self._save_state()
             if stop:
                 raise InterruptedTrainingError(f"stopped in epoch {epoch + 1} after {number + 1} of its {steps} steps")
-        row = {"epoch": float(epoch), "lr": self._rate((epoch + 1) * steps - 1, steps * self.recipe.epochs)}
+        row = {"epoch": epoch + 1, "lr": self._rate((epoch + 1) * steps - 1, steps * self.recipe.epochs)}
         row |= self.sums
         report = self._judge()
         if report is not None:
@@ -318,7 +318,7 @@ class Trainer:
         return evaluate_found(self.held, dict(gather_object(found) if processes > 1 else found))
 
     def _save(self, report: Report | None) -> None:
-        if self.held is None or _best(self.history) == len(self.history):  # or else it is the one that is there
+        if self.held is None or best_epoch(self.history) == len(self.history):  # or else it is the one that is there
             metrics = None if report is None else report.as_json()
             self.folder.write(BEST, pack_detector(self.average, epoch=len(self.history), metrics=metrics))
         self._save_state()
@@ -379,12 +379,12 @@ class Trainer:
 
 
 def _first_best(history: list[dict[str, float]]) -> int:
-    """How many epochs were done when AP50 was highest; of equals the first."""
-    scores = [row.get("AP50", 0.0) for row in history]
+    """How many epochs were done when AP50 was highest; of equals by AP, and then the first."""
+    scores = [(row.get("AP50", 0.0), row.get("AP", 0.0)) for row in history]
     return scores.index(max(scores)) + 1 if scores else 0
 
 
-def _best(history: list[dict[str, float]]) -> int:
+def best_epoch(history: list[dict[str, float]]) -> int:
     """The epoch to keep: the first best, or the last as long as nothing right was ever found."""
     first = _first_best(history)
     return first if first and history[first - 1].get("AP50", 0.0) > 0 else len(history)
