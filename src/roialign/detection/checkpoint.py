@@ -55,13 +55,15 @@ def read_description(path: Path) -> dict[str, Any]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """A safetensors file; its own exceptions, which are plain ones, become a ValueError."""
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder; expected a file, as the model.safetensors that a training leaves")
     try:
         with safe_open(path, "pt") as file:
             yield file
     except (FileNotFoundError, ValueError):
         raise
     except Exception as error:
-        raise ValueError(f"{path}: not a safetensors file: {error}") from None
+        raise ValueError(f"{path}: not a safetensors file, as a training leaves: {error}") from None
 
 
 def _refuse(constant: str) -> None:
@@ -113,7 +115,10 @@ def load_detector(path: str | Path | None = None) -> FasterRCNN:
     path = default_checkpoint() if path is None else Path(path)
     description = read_description(path)
     if "model" not in description:
-        raise ValueError(f"{path}: has no model's description; is it the state of a training, last.safetensors?")
+        raise ValueError(
+            f"{path}: has no model's description; of a training last.safetensors is the state, and model.safetensors, "
+            "beside it, the detector"
+        )
     card = description.get("card", {})
     try:
         check_model(description["model"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,8 +89,14 @@ class Detector:
             tile, overlap, tta, large: as in :func:`roialign.detection.detect`.
 
         Raises:
-            DamagedImageError: a ValueError: the file is no image, or cannot be decoded or shown rightly.
+            DamagedImageError: a ValueError: the file is not there, is no image, or cannot be decoded or shown rightly.
+            TypeError: ``image`` is no path. Pixels are for ``model([pixels])``, ``[3, H, W]`` float32 in [0, 1].
+            ValueError: ``score`` is not from 0 to 1.
         """
+        if not isinstance(image, str | os.PathLike):
+            raise TypeError(f"image: got {type(image).__name__}; expected the path of a file (pixels: model([pixels]))")
+        if score is not None and not 0 <= score <= 1:
+            raise ValueError(f"score: got {score}; expected a number from 0 to 1")
         photo = open_image(image)
         (found,) = detect(self.model, [photo], tile=tile, overlap=overlap, tta=tta, large=large)
         found = found.above(self.score if score is None else score)

@@ -34,6 +34,10 @@ def processes(device: str | None = None, patience: timedelta | None = None) -> P
     """
     if device is not None:
         try:
+            torch.device(device)
+        except RuntimeError:
+            raise ValueError(f"device: got {device!r}; expected cpu, cuda, cuda:1, mps, ...") from None
+        try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built for CUDA
             raise ValueError(f"device: got {device!r}; {str(error).splitlines()[0]}") from None

@@ -172,6 +172,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise DamagedImageError(f"{path}: not an image that can be read") from None
     except UnsupportedError as error:
         raise DamagedImageError(f"{path}: {error}") from None
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise DamagedImageError(f"{path}: cannot be opened: {error.strerror}") from None
     except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
         raise DamagedImageError(f"{path}: damaged: {error}") from None
     finally:

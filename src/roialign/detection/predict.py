@@ -86,6 +86,8 @@ def detect_files(
     main = team.is_main_process
     if line := told(team):
         say(console, line)
+    if main and patterns and weights is None:
+        say(console, "no --weights: the detector is the package's, of tree crowns", "yellow")
     with Folder(out, writes=main) as folder, progress_bar(console, main) as progress:
         tasks = of_the_first(team, lambda: _plan(patterns, folder, console, [weights], named, draw))
         share = tasks[team.process_index :: team.num_processes]

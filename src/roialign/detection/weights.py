@@ -7,12 +7,15 @@ Nothing is ever unpickled. PyTorch's own ``.pth`` files, downloads and what its 
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import WeightsEnum, get_weight
 from torchvision.models.detection import FasterRCNN
+
+NEEDED = "expected tensors by their names (a state_dict), as torchvision has them"
 
 
 def load_weights(model: FasterRCNN, weights: str | Path) -> int:
@@ -58,8 +61,14 @@ def _read_weights(weights: str | Path) -> dict[str, Tensor]:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            state = state.get("model", state)
+            state = state.get("model", state) if isinstance(state, dict) else None
+        if not isinstance(state, dict):
+            raise ValueError(NEEDED)
         return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    except UnpicklingError:
+        raise ValueError(
+            f"weights: {weights} cannot be read: not tensors alone, and nothing else is unpickled; {NEEDED}"
+        ) from None
     except Exception as error:  # safetensors, pickle and the network raise their own
         told = str(error).partition("\n")[0]
         raise ValueError(f"weights: {weights} cannot be read: {told or type(error).__name__}") from None
