@@ -25,7 +25,8 @@ def convert(
 ) -> None:
     """Write annotations as COCO's JSON, which says what training and judging make of them.
 
-    Boxes are cut to their images, those without area left out, and the names of images lead there from the new file.
+    Where every object has a mask, as training with masks asks for, ``segmentation`` has it, run-length encoded. Boxes
+    are cut to their images, those without area left out, and the names of images lead there from the new file.
 
     Args:
         source: COCO's JSON, YOLO's yaml, Pascal VOC's folder, a table of boxes, or a folder with one of them.
@@ -42,7 +43,12 @@ def convert(
     """
     if os.path.lexists(out):
         raise FileExistsError(f"{out}: is there already; name another file")
-    data = AnnotatedImages(source, images, part, headings(columns))
+    how = (source, images, part, headings(columns))
+    bare = ""
+    try:
+        data = AnnotatedImages(*how, masks=True)
+    except ValueError as error:  # or what is wrong has to do with no mask, and is met once more
+        data, bare = AnnotatedImages(*how), str(error)
     content = pack(data.entries, dict(zip(data.category_ids, data.classes, strict=True)), out.parent)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -54,5 +60,8 @@ def convert(
         say(console, note, "yellow")
     there = parts(source)
     whole = f" of all parts ({', '.join(there)}: --part gives one)" if part is None and len(there) > 1 else ""
-    counts = f"{len(data.entries)} images{whole}, {len(data.boxes)} boxes, {len(data.classes)} classes"
+    boxes = f"{len(data.boxes)} boxes" if bare else f"{len(data.boxes)} boxes with their masks"
+    if bare:
+        say(console, f"no masks: {bare}")
+    counts = f"{len(data.entries)} images{whole}, {boxes}, {len(data.classes)} classes"
     say(console, f"wrote {out}: {counts}")

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from itertools import zip_longest
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeVar
 
@@ -198,7 +199,7 @@ def pack(entries: Iterable[Entry], categories: Mapping[int, str], folder: Path) 
     """A COCO file that will lie in the folder, from which the names of its images lead to them.
 
     Args:
-        entries: the images with their boxes.
+        entries: the images with their boxes, and with their masks if they have any.
         categories: names by id, in the order of the labels.
         folder: of the file.
     """
@@ -209,9 +210,13 @@ def pack(entries: Iterable[Entry], categories: Mapping[int, str], folder: Path) 
         name = relative(entry.file, folder)
         images.append({"id": entry.id, "file_name": name, "width": entry.width, "height": entry.height})
         sizes = (entry.crowds[:, 2:] - entry.crowds[:, :2]).prod(1)
-        parts = ((entry.boxes, entry.labels, entry.areas, 0), (entry.crowds, entry.crowd_labels, sizes, 1))
-        for boxes, labels, areas, crowd in parts:
-            for (x1, y1, x2, y2), label, area in zip(boxes.tolist(), labels.tolist(), areas.tolist(), strict=True):
+        parts = (
+            (entry.boxes, entry.labels, entry.areas, entry.masks, 0),
+            (entry.crowds, entry.crowd_labels, sizes, entry.crowd_masks, 1),
+        )
+        for *values, masks, crowd in parts:
+            rows = zip(*(each.tolist() for each in values), strict=True)
+            for ((x1, y1, x2, y2), label, area), mask in zip_longest(rows, masks):
                 annotations.append({
                     "id": len(annotations) + 1,
                     "image_id": entry.id,
@@ -219,6 +224,7 @@ def pack(entries: Iterable[Entry], categories: Mapping[int, str], folder: Path) 
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "area": area,
                     "iscrowd": crowd,
+                    **({"segmentation": mask.rle()} if mask else {}),
                 })  # fmt: skip
     classes = [{"id": number, "name": name} for number, name in categories.items()]
     return json.dumps({"images": images, "annotations": annotations, "categories": classes}, indent=1).encode()
