@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import save_file
 
 from roialign.detection import Detector, load_detector
+from roialign.detection.datasets import AnnotatedImages
+from roialign.detection.evaluation import Report
 from roialign.detection.images import DamagedImageError, Photo
+from roialign.detection.tables import metrics_table
 from roialign.detection.weights import load_weights
-from roialign.samples import DETECTOR, PHOTO_FILE
+from roialign.samples import DETECTOR, HELDOUT, PHOTO_FILE
 from test_detection_files import picture, run, told
 from test_detection_model import small
 
@@ -78,3 +83,21 @@ def test_whose_detector_looks_is_said_where_none_was_named(tmp_path: Path) -> No
     line = "no --weights: the detector is the package's, of tree crowns"
     assert line in said.output
     assert line not in silent.output
+
+
+def test_a_detector_is_no_data_set(tmp_path: Path) -> None:
+    """As who resumes with ``last.safetensors`` in place of the folder has it."""
+    result = run("train", DETECTOR, "--resume", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert f"{DETECTOR}: expected COCO's JSON, YOLO's yaml" in told(result)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_title_of_a_narrow_table_is_one_line() -> None:
+    data = AnnotatedImages(HELDOUT)
+    table = metrics_table(data, Report({"AP": 0.5}, torch.empty(3, 0), {}))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table)
+    title, *rows = (line.rstrip() for line in console.export_text().splitlines())
+    assert title == f"heldout.json: {len(data.entries)} images, {len(data.boxes)} boxes"
+    assert {len(row) for row in rows} == {len(title)}

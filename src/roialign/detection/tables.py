@@ -19,7 +19,7 @@ def metrics_table(data: AnnotatedImages, report: Report) -> Table:
     apart |= {name for name in report.metrics if name.startswith(MASKS)}
     headings = ("boxes", "masks") if _with_masks(report) else ("value",)
     columns = (Column(heading, justify="right") for heading in headings)
-    table = Table("metric", *columns, title=title, title_justify="left")
+    table = Table("metric", *columns, title=title, title_justify="left", min_width=title.cell_len)
     for name, value in report.metrics.items():
         if name not in apart:
             masks = report.metrics.get(f"{MASKS}{name}")

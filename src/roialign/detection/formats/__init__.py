@@ -97,7 +97,10 @@ def _of_file(path: Path) -> _Format:
     if suffix in _BY_SUFFIX:
         return _BY_SUFFIX[suffix]
     with path.open("rb") as file:
-        line = file.read(4096).decode("utf-8", "replace").lstrip("\ufeff \r\n\t").partition("\n")[0]
+        start = file.read(4096)
+    if b"\0" in start:  # no text: a detector, a picture
+        raise ValueError(WANTED)
+    line = start.decode("utf-8", "replace").lstrip("\ufeff \r\n\t").partition("\n")[0]
     if line.startswith(("{", "[")):
         return COCO
     if line.startswith("<") or suffix == ".xml":
