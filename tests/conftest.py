@@ -16,6 +16,7 @@ import torch
 import roialign
 from helpers import READY
 from pages import Open, State
+from resident import Held
 
 collect_ignore = ["mutants.py"]  # a program, for Linux
 
@@ -47,6 +48,15 @@ def pytest_collection_finish() -> None:
     """What was imported stays: it is not gone through again whenever garbage is collected."""
     gc.collect()
     gc.freeze()
+
+
+held = Held()
+
+
+@pytest.hookimpl(trylast=True)  # after the test's fixtures are gone
+def pytest_runtest_teardown() -> None:
+    """Workers stay small: a detector that one test built is not kept through thousands of others."""
+    held.give_back()
 
 
 @pytest.fixture(params=READY)

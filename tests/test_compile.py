@@ -87,6 +87,7 @@ def test_a_new_number_of_boxes_is_no_new_graph(name: str) -> None:
     assert counter.frame_count <= 2
 
 
+@reference_is_slow
 def test_compiled_list_of_boxes() -> None:
     input, _ = generic_case(dtype=torch.float32)
     counter = CompileCounterWithBackend("eager")
@@ -138,6 +139,7 @@ class Exportable(nn.Module):
         return self.pool(input, rois)
 
 
+@reference_is_slow
 @pytest.mark.parametrize("name", POOLS)
 def test_export_with_a_dynamic_number_of_boxes(name: str) -> None:
     input, _ = generic_case(dtype=torch.float32)
@@ -147,6 +149,7 @@ def test_export_with_a_dynamic_number_of_boxes(name: str) -> None:
         assert_pooled(program.module()(input, boxes(count)), POOLS[name](input, boxes(count)), input)
 
 
+@reference_is_slow
 def test_export_with_a_dynamic_map() -> None:
     input, _ = generic_case(dtype=torch.float32)
     dims = {0: torch.export.Dim("images"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
@@ -189,6 +192,7 @@ def test_a_wrong_index_is_an_error_in_an_exported_program_too() -> None:
         program.module()(input, bad)
 
 
+@reference_is_slow
 def test_fake_tensors_have_the_result_s_properties() -> None:
     """Shape, dtype and memory layout known to the compiler are those that come out."""
     input, _ = generic_case(dtype=torch.bfloat16)

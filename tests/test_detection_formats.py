@@ -216,7 +216,7 @@ def test_classes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     source = write("csv", tmp_path)
     weights = tmp_path / "m.safetensors"
     few = {"box_detections_per_img": 5, "rpn_pre_nms_top_n_test": 20, "rpn_post_nms_top_n_test": 5}
-    model = build_detector(2, "mobilenet_v2", head_channels=16, norm="group", scale=1.0, **few)
+    model = build_detector(2, "mobilenet_v2_fpn", fpn_channels=16, head_channels=16, norm="group", scale=1.0, **few)
     model.card = {"classes": ["Tree"], "category_ids": [5], "tile": 64, "overlap": 0}
     save_detector(model, weights)
     judge = ("evaluate", source, "--weights", weights, "--out", tmp_path / "out")

@@ -21,6 +21,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import roialign
+from helpers import slow_but
 from roialign.cli import app
 from roialign.explain import Explanation
 from roialign.explain.figures import FIGURES, style
@@ -236,7 +237,7 @@ def test_gradient_draws_cells_and_arrows(name: str) -> None:
     assert stated == pytest.approx(sorted(gradient.box.tolist()), rel=0.01, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", EXPLAINED)
+@pytest.mark.parametrize("name", slow_but({"worked", "across", "giant", "wide numbers"}, EXPLAINED))
 def test_words_are_apart_and_on_the_page(name: str) -> None:
     """Whatever the box: no two texts overlap, none leaves the figure, none is too small to read."""
     told = EXPLAINED[name]()
