@@ -70,7 +70,7 @@ class Patch(NamedTuple):
 
 
 def rasterize(polygons: Polygons, image: tuple[int, int], unit: tuple[int, int] = (1, 1)) -> Mask:
-    """The pixels within any of some polygons, by COCO's own rule.
+    """The pixels within any of some polygons, by COCO's own rule; of thousands of outlines one differs by a pixel.
 
     Args:
         polygons: of three points or more.
@@ -90,8 +90,19 @@ def rasterize(polygons: Polygons, image: tuple[int, int], unit: tuple[int, int] 
     high = np.clip(np.ceil(every.max(0)).astype(int) + 1, low + 1, image)
     width, height = (high - low).tolist()
     coco = _coco()
-    drawn = coco.merge(coco.frPyObjects([(part - low).ravel().tolist() for part in points], height, width))
+    drawn = coco.merge(coco.frPyObjects([_moved(part, low).ravel().tolist() for part in points], height, width))
     return Mask(image, int(low[0]), int(low[1]), width, height, drawn["counts"])
+
+
+def _moved(points: Array, by: Array) -> Array:
+    """Points as seen from a window's corner, which COCO's rule takes for the same as these.
+
+    It takes a point for ``trunc(5 * point + 0.5)`` fifths of a pixel. Decimals are often on the border between two,
+    where a shift's own rounding decides: of outlines with one decimal three in four were another mask. So whole fifths
+    are shifted, and handed on from the middle between such borders.
+    """
+    fifths = np.trunc(5 * points + 0.5) - 5 * by
+    return np.where(fifths < 0, fifths - 0.75, fifths) / 5  # trunc goes towards 0 on either side
 
 
 def from_runs(runs: Runs, image: tuple[int, int]) -> Mask:
