@@ -6,6 +6,7 @@ A backend is a module with the two functions of :class:`Backend`. Each is import
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -57,8 +58,10 @@ class _Forced:
 
 
 # The wishes of the whole process, read when a call is traced; the last one counts. Blocks of several threads end in any
-# order, so each takes back its own wish, in one step of the list, and none puts back what it found.
-_forced = [_Forced(os.environ.get("ROIALIGN_BACKEND") or None)]
+# order, so each takes back its own wish, and none puts back what it found. A tuple, so that whoever reads the last one
+# while others come and go finds it: a list may shrink between the look at its length and the look at its end.
+_forced: tuple[_Forced, ...] = (_Forced(os.environ.get("ROIALIGN_BACKEND") or None),)
+_forcing = threading.Lock()
 
 
 def available(
@@ -106,13 +109,16 @@ def use(name: str) -> Iterator[None]:
         ...     roi_align(torch.ones(1, 1, 4, 4), [torch.tensor([[0.0, 0.0, 2.0, 2.0]])], 1)
         tensor([[[[1.]]]])
     """
+    global _forced
     _check_name(name)
     mine = _Forced(name)
-    _forced.append(mine)
+    with _forcing:
+        _forced = (*_forced, mine)
     try:
         yield
     finally:
-        _forced.remove(mine)
+        with _forcing:
+            _forced = tuple(each for each in _forced if each is not mine)
 
 
 def pool(features: list[Tensor], rois: Tensor, level: Tensor | None, spec: Pooling) -> Tensor:

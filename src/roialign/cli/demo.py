@@ -108,18 +108,16 @@ def pool_crowns(image: Tensor, boxes: Tensor, note: Note) -> Tensor:
 
 def draw_crowns(image: Tensor, boxes: Tensor, crowns: Tensor, path: BinaryIO) -> None:
     """The photo with its boxes on the left, the pooled crowns on the right, both in order of size."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     order = area.argsort(descending=True).tolist()
-    colours = pyplot.get_cmap("viridis")(torch.linspace(1, 0.15, len(order)).numpy())
+    colours = colormaps["viridis"](torch.linspace(1, 0.15, len(order)).numpy())
     columns = 8
     rows = -(-len(order) // columns)
-    figure = pyplot.figure(figsize=(16, 8.4), dpi=100, facecolor="white")
+    figure = Figure(figsize=(16, 8.4), dpi=100, facecolor="white")
     left = figure.add_axes((0.01, 0.01, 0.485, 0.93))
     left.imshow(image.permute(1, 2, 0).numpy(), extent=(0, image.shape[2], image.shape[1], 0))
     right = figure.add_axes((0.505, 0.01, 0.485, 0.93))
@@ -144,7 +142,6 @@ def draw_crowns(image: Tensor, boxes: Tensor, crowns: Tensor, path: BinaryIO) ->
         axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
         axes.set_axis_off()
     figure.savefig(path, format="png")
-    pyplot.close(figure)
 
 
 def detector_step(image: Tensor, boxes: Tensor, note: Note) -> None:

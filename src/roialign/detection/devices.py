@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,9 @@ PATIENCE = timedelta(days=30)  # that a process waits for another one's share, w
 
 Made = TypeVar("Made")
 
+# Accelerate's answer is the process's, given at the first question: a thread that asks meanwhile would find half of it.
+_asking = threading.Lock()
+
 
 def processes(device: str | None = None, patience: timedelta | None = None) -> PartialState:
     """Those that Accelerate or torchrun started, and the device of this one.
@@ -32,6 +36,7 @@ def processes(device: str | None = None, patience: timedelta | None = None) -> P
     Raises:
         ValueError: there is no such device, or the launcher decides about it.
     """
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if device is not None:
         try:
             torch.device(device)
@@ -41,13 +46,14 @@ def processes(device: str | None = None, patience: timedelta | None = None) -> P
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built for CUDA
             raise ValueError(f"device: got {device!r}; {str(error).splitlines()[0]}") from None
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            os.environ["ACCELERATE_TORCH_DEVICE"] = device
-        elif torch.device(device).index is not None:
+        if not alone and torch.device(device).index is not None:
             raise ValueError(f"device: got {device!r} for several processes; the launcher gives each its own")
     cpu = not torch.accelerator.is_available() if device is None else torch.device(device).type == "cpu"
     waiting = {} if patience is None else {"timeout": patience}
-    return PartialState(cpu=cpu, **waiting)
+    with _asking:
+        if device is not None and alone:
+            os.environ["ACCELERATE_TORCH_DEVICE"] = device
+        return PartialState(cpu=cpu, **waiting)
 
 
 def told(team: PartialState) -> str:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -36,6 +36,9 @@ from .masks import Patch
 from .overlays import draw_masks, shade
 from .tiles import Found
 from .views import Sample
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RIGHT, WRONG, MISSED, UNJUDGED = YELLOW, VERMILION, SKY, "#9a9a9a"
 LONGEST = 4096  # pixels of a drawn photo; a larger one is drawn smaller
@@ -167,10 +170,9 @@ def draw_beside(entry: Entry, found: Found, path: Output) -> tuple[int, int]:
     unjudged = ~right & within_crowds(found, entry)
     wrong = ~right & ~unjudged
     photo = open_photo(entry.file, entry.width, entry.height)
-    pyplot = _pyplot()
-    figure, panels = pyplot.subplots(
-        2, figsize=(16, 32.6 * photo.height / photo.width + 0.9), dpi=100, layout="constrained"
-    )
+    from matplotlib.patches import Rectangle  # not before it is needed, as in _figure
+
+    figure = _figure(16, 32.6 * photo.height / photo.width + 0.9, 100)
     titles = (
         f"Found: {int(right.sum())} right (yellow), {int(wrong.sum())} wrong (orange)",
         f"Truth: {len(entry.boxes)} trees, {int(hit.sum())} found (yellow), {int((~hit).sum())} missed (blue)",
@@ -180,17 +182,14 @@ def draw_beside(entry: Entry, found: Found, path: Output) -> tuple[int, int]:
         ((entry.crowds, UNJUDGED), (entry.boxes[hit], RIGHT), (entry.boxes[~hit], MISSED)),
     )
     rest = ", outside the part judged (grey)" if len(entry.crowds) else ""
-    for axes, title, groups in zip(panels, titles, rows, strict=True):
+    for axes, title, groups in zip(figure.subplots(2), titles, rows, strict=True):
         axes.imshow(photo.preview(LONGEST), extent=(0, photo.width, photo.height, 0))
         for boxes, colour in groups:
             for x1, y1, x2, y2 in boxes.tolist():
-                axes.add_patch(
-                    pyplot.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.8)
-                )
+                axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.8))
         axes.set_title(title + rest, fontsize=17, loc="left")
         axes.set_axis_off()
     figure.savefig(path, format="png")
-    pyplot.close(figure)
     return int(right.sum()), int(wrong.sum())
 
 
@@ -211,8 +210,8 @@ def _patch(photo: Photo, truth: Tensor, box: Tensor, colour: str) -> Image.Image
 
 def plot_curve(report: Report, path: Output) -> None:
     """Precision over recall at IoU 0.5, with the threshold of the best F1."""
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(6, 5), dpi=120, layout="constrained")
+    figure = _figure(6, 5, 120)
+    axes = figure.subplots()
     axes.plot(report.curve[0].numpy(), report.curve[1].numpy(), linewidth=2)
     metrics = report.metrics
     label = f"best F1 {metrics['F1']:.3f} at score {metrics['score_threshold']:.2f}"
@@ -222,7 +221,6 @@ def plot_curve(report: Report, path: Output) -> None:
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
     figure.savefig(path, format="png")
-    pyplot.close(figure)
 
 
 def plot_confusion(counts: Tensor, names: Sequence[str], path: Output) -> None:
@@ -230,7 +228,6 @@ def plot_confusion(counts: Tensor, names: Sequence[str], path: Output) -> None:
 
     Of many classes those are shown about which most mistakes were made.
     """
-    pyplot = _pyplot()
     mistakes = (counts.sum(0) + counts.sum(1) - 2 * counts.diagonal())[1:]
     chosen = sorted(mistakes.argsort(descending=True, stable=True)[:MOST].tolist())
     order = [*(index + 1 for index in chosen), NOTHING]
@@ -238,7 +235,8 @@ def plot_confusion(counts: Tensor, names: Sequence[str], path: Output) -> None:
     shares = (table / counts[order].sum(1, keepdim=True).clamp(min=1)).numpy()
     shares[-1] = 0  # of what is not there all are false
     side = max(4.0, min(20.0, 2.5 + 0.55 * len(table)))
-    figure, axes = pyplot.subplots(figsize=(side + 1, side), dpi=120, layout="constrained")
+    figure = _figure(side + 1, side, 120)
+    axes = figure.subplots()
     shade = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     places = range(len(table))
     for axis, last in ((axes.xaxis, "not found"), (axes.yaxis, "nothing there")):
@@ -253,7 +251,7 @@ def plot_confusion(counts: Tensor, names: Sequence[str], path: Output) -> None:
             for column in places:
                 if (row, column) != (len(table) - 1, len(table) - 1):
                     ink = "white" if shares[row, column] > 0.5 else "black"
-                    axes.text(column, row, int(table[row, column]), ha="center", va="center", color=ink)
+                    axes.text(column, row, str(int(table[row, column])), ha="center", va="center", color=ink)
     axes.set(xlabel="detected as", ylabel="true class")
     if len(names) > MOST:
         axes.set_title(f"the {MOST} of {len(names)} classes with most mistakes")
@@ -261,13 +259,12 @@ def plot_confusion(counts: Tensor, names: Sequence[str], path: Output) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # no font of the system has such letters
         figure.savefig(path, format="png")
-    pyplot.close(figure)
 
 
 def plot_history(history: Sequence[dict[str, float]], path: Output) -> None:
     """Losses and AP over the epochs."""
-    pyplot = _pyplot()
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), dpi=100, layout="constrained")
+    figure = _figure(11, 4.2, 100)
+    left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     for axes, names, title in (
         (left, [name for name in history[0] if name.startswith("loss_")], "losses"),
@@ -281,13 +278,10 @@ def plot_history(history: Sequence[dict[str, float]], path: Output) -> None:
         if names:
             axes.legend()
     figure.savefig(path, format="png")
-    pyplot.close(figure)
 
 
-def _pyplot() -> Any:
-    import matplotlib
+def _figure(width: float, height: float, dpi: int) -> Figure:
+    """One that belongs to no window, in inches: pyplot would list it for the whole process, and choose its windows."""
+    from matplotlib.figure import Figure  # not before it is needed
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    return Figure((width, height), dpi, layout="constrained")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FIGURES", "draw", "save"]
 
+# Matplotlib's settings are the process's: of two threads that draw, the one that ends last would put back the other's.
+_styling = threading.RLock()
+
 
 def draw(explanation: Explanation, figure: str = "overview", bin: Bin | None = None) -> Figure:
     """Draw one of the figures; see :meth:`roialign.explain.Explanation.plot`."""
@@ -28,7 +32,7 @@ def draw(explanation: Explanation, figure: str = "overview", bin: Bin | None = N
     if bin is not None and not (len(bin) == 2 and 0 <= bin[0] < rows and 0 <= bin[1] < columns):
         raise ValueError(f"bin: got {bin}; expected (row, column) of one of {rows} x {columns} bins")
     row, column = style.first_bin(explanation) if bin is None else bin
-    with rc_context(RC):
+    with _styling, rc_context(RC):
         return FIGURES[figure](explanation, (row, column))
 
 
@@ -43,7 +47,7 @@ def save(explanation: Explanation, path: Path | BinaryIO, figure: str = "overvie
         raise ValueError(f"out: got {path.name}; expected a name that ends in .png, .svg or .pdf")
     undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix, {})
     file = io.BytesIO()
-    with rc_context({**RC, "svg.hashsalt": "roialign"}):
+    with _styling, rc_context({**RC, "svg.hashsalt": "roialign"}):
         metadata = {field: repr(explanation), **undated}
         draw(explanation, figure).savefig(file, format=suffix[1:], dpi=150, metadata=metadata)
     if isinstance(path, Path):
