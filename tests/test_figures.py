@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -24,7 +26,7 @@ import roialign
 from helpers import slow_but
 from roialign.cli import app
 from roialign.explain import Explanation
-from roialign.explain.figures import FIGURES, style
+from roialign.explain.figures import FIGURES, save, style
 from roialign.samples import load_photo
 
 MINUS = "\N{MINUS SIGN}"
@@ -356,3 +358,19 @@ def test_command_names_what_is_wrong(options: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["explain", "--box", "0", "0", "4", "4", "--size", "8", "8", *options])
     assert result.exit_code == 2
     assert message in re.sub(r"[\s│]+", " ", result.output)
+
+
+def test_threads_draw_at_once() -> None:
+    """Each draws what one alone draws, and Matplotlib's settings are what they were."""
+    explanation = EXPLAINED["worked"]()
+
+    def drawn(figure: str) -> bytes:
+        file = io.BytesIO()
+        save(explanation, file, figure)
+        return file.getvalue()
+
+    figures = ["map", "values"] * 4
+    expected, before = {figure: drawn(figure) for figure in set(figures)}, dict(matplotlib.rcParams)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(file == expected[figure] for figure, file in zip(figures, pool.map(drawn, figures), strict=True))
+    assert dict(matplotlib.rcParams) == before

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from helpers import RELATIVE, as_rotated, run_python, some_offset
-from roialign import deform_roi_pool, prroi_pool, ps_roi_align, ps_roi_pool, roi_align, roi_align_rotated, roi_pool
+from roialign import (
+    backends,
+    deform_roi_pool,
+    prroi_pool,
+    ps_roi_align,
+    ps_roi_pool,
+    roi_align,
+    roi_align_rotated,
+    roi_pool,
+)
+from test_backends import PLAIN
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -78,6 +88,50 @@ def test_an_error_in_one_thread_is_that_threads_alone() -> None:
     with ThreadPoolExecutor(8) as pool:
         for result in filter(None, pool.map(run, range(16))):
             assert_same(result, expected)
+
+
+def test_some_force_a_backend_while_others_choose(backend: str) -> None:
+    """Everybody finds a choice, one that somebody made; in Python without a GIL a list may shrink under its reader."""
+    together = threading.Barrier(8)
+
+    def run(turn: int) -> set[str]:
+        together.wait()
+        if turn % 2:
+            return {backends.choose(PLAIN) for _ in range(3000)}
+        for _ in range(3000):
+            with backends.use("reference"):
+                pass
+        return set()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set().union(*pool.map(run, range(8))) <= {backend, "reference"}
+    assert backends.choose(PLAIN) == backend
+
+
+FIRST = """
+import sys, threading, torch
+from concurrent.futures import ThreadPoolExecutor
+together = threading.Barrier(8)
+has_gil = getattr(sys, "_is_gil_enabled", lambda: True)
+before = has_gil()
+def run(_):
+    together.wait()
+    import roialign
+    map = torch.arange(36.0).reshape(1, 1, 6, 6)
+    pooled = roialign.roi_align(map, torch.tensor([[0.0, 1, 1, 5, 5]]), 1, 1.0, 2)
+    assert has_gil() == before
+    together.wait()
+    return pooled.item(), id(roialign.MultiScaleRoIAlign), id(roialign.explain)
+with ThreadPoolExecutor(8) as pool:
+    found = set(pool.map(run, range(8)))
+assert len(found) == 1
+print(*[pooled for pooled, *_ in found])
+"""
+
+
+def test_eight_threads_import_at_once(backend: str) -> None:
+    """Each part is loaded once, pools right, the box's middle, and a Python without a GIL stays without."""
+    assert run_python(FIRST, backend).strip() == "21.0"
 
 
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
