@@ -1,5 +1,5 @@
-"""A tile through the shipped detector, with torchvision's pooler, with ours, and with its norms folded:
-``python -m benchmarks.detecting``.
+"""A tile through the shipped detector, with torchvision's pooler, with ours, with its norms folded, and with its
+backbone in bfloat16: ``python -m benchmarks.detecting``.
 
 The same weights and pixels. All take turns; the median counts, and the least, where other work disturbs.
 """
@@ -19,6 +19,7 @@ from roialign.detection import load_detector
 from roialign.detection.folding import fold_norms
 from roialign.detection.images import Photo
 from roialign.detection.model import memory_format
+from roialign.detection.precision import lower
 from roialign.samples import HELDOUT
 
 TILE = 416  # pixels
@@ -33,11 +34,14 @@ def detectors() -> dict[str, FasterRCNN]:
         pooler.featmap_names, pooler.output_size, pooler.sampling_ratio, canonical_scale=pooler.canonical_scale
     )
     fold_norms(folded)
+    low = copy.deepcopy(folded)
+    lower(low, "bfloat16")
     layout = memory_format(torch.device("cpu"))
     return {
         "torchvision's pooler": plain,
         "ours, channels_last": ours.to(memory_format=layout),
         "ours, norms folded": folded.to(memory_format=layout),
+        "and in bfloat16": low.to(memory_format=layout),
     }
 
 

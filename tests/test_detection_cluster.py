@@ -215,7 +215,7 @@ def test_a_worker_on_a_file_system_that_is_not_local(
         f"far://bucket/in/{name}.png" for name in ("000", "003", "deep/001", "deep/002", "deep/004")
     ]
     options = {"tile": 64, "overlap": 16, "batch": 1, "tta": False, "large": False}
-    job = Job(weights.read_bytes(), "cpu", 0.2, options, ABOUT, listed.systems, "far://bucket/out")
+    job = Job(weights.read_bytes(), "cpu", "float32", 0.2, options, ABOUT, listed.systems, "far://bucket/out")
     folder = Parts("far://bucket/out")
     assert folder.begin({"listing": digest(listed.images)}, 1) == set()
     worker = in_process(Worker, job, make_diary()(), monkeypatch)
@@ -243,7 +243,7 @@ def test_an_image_at_which_workers_die_is_left_out(
     photos(tmp_path / "in", 3, set(), 70)
     systems, images = list_images([str(tmp_path / "in")])
     options = {"tile": 64, "overlap": 16, "batch": 1, "tta": False, "large": False}
-    job = Job(weights.read_bytes(), "cpu", 0.2, options, ABOUT, systems, str(tmp_path / "out"))
+    job = Job(weights.read_bytes(), "cpu", "float32", 0.2, options, ABOUT, systems, str(tmp_path / "out"))
     diary = make_diary()()
 
     class Deadly(Worker):
@@ -272,7 +272,9 @@ def test_a_detector_of_masks_has_them_in_its_rows(tmp_path: Path, monkeypatch: p
     photos(tmp_path / "in", 1, set(), 90)
     systems, images = list_images([str(tmp_path / "in")])
     options = {"tile": 64, "overlap": 16}
-    job = Job((tmp_path / "m.safetensors").read_bytes(), "cpu", 0.2, options, ABOUT, systems, str(tmp_path / "out"))
+    job = Job(
+        (tmp_path / "m.safetensors").read_bytes(), "cpu", "float32", 0.2, options, ABOUT, systems, str(tmp_path / "out")
+    )
     in_process(Worker, job, make_diary()(), monkeypatch)(given(0, images))
     (row,) = dataset.dataset(tmp_path / "out").to_table().to_pylist()
     found = Detector(tmp_path / "m.safetensors", "cpu").detect(row["image"], score=0.2, **options)
@@ -286,7 +288,7 @@ def test_a_name_that_is_no_text_is_escaped(weights: Path, tmp_path: Path, monkey
     odd = tmp_path / "in" / "\udcff.png"  # a byte that is no UTF-8
     odd.write_bytes(b"no image")
     systems, images = list_images([str(tmp_path / "in")])
-    job = Job(weights.read_bytes(), "cpu", 0.2, {}, ABOUT, systems, str(tmp_path / "out"))
+    job = Job(weights.read_bytes(), "cpu", "float32", 0.2, {}, ABOUT, systems, str(tmp_path / "out"))
     in_process(Worker, job, make_diary()(), monkeypatch)(given(0, images))
     (fault,) = Parts(job.out).summary([images]).faults
     assert fault == f"{tmp_path}/in/\\udcff.png: not an image that can be read"

@@ -20,10 +20,10 @@ def test_the_command_builds_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(commands, "train", lambda recipe, out, console, resume: asked.append((recipe, out, resume)))
     more = ["a.json", "--images", "b", "--val-split", "0", "--weights", "c.pth", "--scale", "2", "--crop", "64"]
-    for line in ([], ["--out", "here"], [*more, "--lr", "1e-3", "--precision", "bf16", "--seed", "7"]):
+    for line in ([], ["--out", "here"], [*more, "--lr", "1e-3", "--precision", "bfloat16", "--seed", "7"]):
         assert CliRunner().invoke(app, ["train", *line]).exit_code == 0
     given = {"annotations": Path("a.json"), "images": Path("b"), "val_split": 0.0, "weights": "c.pth", "scale": 2.0}
-    given |= {"crop": 64, "lr": 1e-3, "precision": "bf16", "seed": 7}
+    given |= {"crop": 64, "lr": 1e-3, "precision": "bfloat16", "seed": 7}
     assert asked == [
         (Recipe(), Path("train"), False),
         (Recipe(), Path("here"), False),

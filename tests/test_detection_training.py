@@ -79,9 +79,11 @@ def log(folder: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_gives_the_same_weights(crowns: Path, tmp_path: Path) -> None:
-    undisturbed = start(*arguments(crowns, tmp_path / "whole", "--epochs", "3"))
-    killed = start(*arguments(crowns, tmp_path / "killed", "--epochs", "3"))
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_killed_and_resumed_gives_the_same_weights(precision: str, crowns: Path, tmp_path: Path) -> None:
+    how = ("--epochs", "3", "--precision", precision)
+    undisturbed = start(*arguments(crowns, tmp_path / "whole", *how))
+    killed = start(*arguments(crowns, tmp_path / "killed", *how))
     state = tmp_path / "killed" / "last.safetensors"
     while not state.exists() and killed.poll() is None:
         time.sleep(0.02)
@@ -92,7 +94,8 @@ def test_killed_and_resumed_gives_the_same_weights(crowns: Path, tmp_path: Path)
     again = CliRunner().invoke(app, arguments(crowns, tmp_path / "killed", "--epochs", "3"))
     assert "continue it with --resume" in str(again.exception) + again.output
     resume = ("train", "--resume", "--out", str(tmp_path / "killed"))  # the folder keeps the rest
-    for option, was, now in (("--batch", 2, 4), ("--lr", 0.001, 0.01), ("--seed", 0, 7), ("--val-split", 0.2, 0.4)):
+    changes = (("--batch", 2, 4), ("--lr", 0.001, 0.01), ("--seed", 0, 7), ("--val-split", 0.2, 0.4))
+    for option, was, now in (*changes, ("--precision", precision, "none")):
         other = CliRunner().invoke(app, [*resume, option, str(now)])
         assert f"cannot go on: {option} was {was}, now it is {now}" in str(other.exception) + other.output
     assert "of 3 epochs were done" in finish(start(*resume, "--workers", "1", "--patience", "8"))
@@ -145,7 +148,7 @@ def test_a_damaged_command_is_one_line(tmp_path: Path) -> None:
         "tracker": None,
         "backbone": "mobilenet_v2",
         "pooling": "roi_align",
-        "precision": "no",
+        "precision": "float32",
     }
     (tmp_path / "train.json").write_bytes(recipe.pack(recipe.Recipe(**kept)))
     assert recipe.resume(tmp_path, {"epochs": 7}) == recipe.Recipe(**{**kept, "epochs": 7})

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..detection.recipe import ANNOTATIONS, CLASSES, COLUMNS, IMAGES, OPTIONS, RECIPE, Recipe
+from ..detection.recipe import ANNOTATIONS, CLASSES, COLUMNS, IMAGES, OPTIONS, PRECISION, RECIPE, Recipe
 from ..detection.recipe import resume as resumed
 from ..terminal import make_console, shown
 
@@ -35,6 +35,7 @@ Large = Annotated[
     bool, typer.Option("--large", help="Look at the image made smaller, too, for objects larger than the overlap.")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Default: what the machine has.")]
+Precision = Annotated[str, typer.Option(help=PRECISION)]
 Weights = Annotated[Path | None, typer.Option(help="The detector. Default: the tree crown detector of the package.")]
 
 
@@ -109,6 +110,7 @@ def evaluate(
     tta: Tta = False,
     large: Large = False,
     device: Device = None,
+    precision: Precision = "float32",
 ) -> None:
     """Judge a detector by COCO's measures. Under `torchrun` or `accelerate launch` processes share the images."""
     from ..detection.commands import evaluate
@@ -127,6 +129,7 @@ def evaluate(
             columns=columns,
             tiling=Tiling(tile, overlap, batch, tta, large),
             device=device,
+            precision=precision,
         )
 
 
@@ -178,6 +181,7 @@ def detect(
     tta: Tta = False,
     large: Large = False,
     device: Device = None,
+    precision: Precision = "float32",
     ray: Annotated[
         bool,
         typer.Option("--ray", help="On all cores and GPUs, by Ray Data; go on where it was stopped. Draws nothing."),
@@ -194,7 +198,8 @@ def detect(
         from ..detection.tiles import Tiling
 
         tiling = Tiling(tile, overlap, batch, tta, large)
-        how: dict[str, Any] = {"weights": weights, "score": score, "tiling": tiling, "device": device}
+        how: dict[str, Any] = {"weights": weights, "score": score, "tiling": tiling}
+        how |= {"device": device, "precision": precision}
         if ray or ray_address:
             from ..detection.cluster import detect_on_cluster
 

@@ -26,6 +26,7 @@ from .detector import Detector, told_by
 from .images import DamagedImageError, Photo
 from .masks import encode_all
 from .pages import read_images
+from .precision import lower
 from .predict import progress_bar
 from .shards import FORMAT, Parts, cut, digest
 from .storage import Image, at_hand, list_images
@@ -40,6 +41,7 @@ class Job(NamedTuple):
 
     weights: bytes
     device: str | None
+    precision: str
     score: float
     options: Mapping[str, Any]  # of detect
     about: Mapping[str, Any]  # for the files' metadata
@@ -57,6 +59,7 @@ def detect_on_cluster(
     score: float | None = None,
     tiling: Tiling = USUAL,
     device: str | None = None,
+    precision: str = "float32",
 ) -> list[str]:
     """Detect in images on a Ray cluster, and write what was found as Parquet files, a row for each image.
 
@@ -73,6 +76,7 @@ def detect_on_cluster(
         score: the least score of a box; None: what suits the detector by its card, or 0.5.
         tiling: how images are looked at.
         device: ``"cpu"`` or ``"cuda"``; None: the cluster's GPUs, a worker for each, or its CPUs if it has none.
+        precision: as in :class:`roialign.detection.Detector`.
 
     Returns:
         What was wrong with each image that could not be read.
@@ -90,6 +94,7 @@ def detect_on_cluster(
     ray = _ray(local=address is None)
     options = tiling._asdict()
     model = load_detector(weights)
+    lower(model, precision)
     list(detect(model, [], **options))  # which checks them
     told = told_by(model)
     score = told.score if score is None else score
@@ -99,12 +104,12 @@ def detect_on_cluster(
     about = {"format": FORMAT, "score": score, "classes": told.classes, "category_ids": told.category_ids}
     identity = {"images": len(images), "listing": digest(images), "parts": len(every), **about}
     identity |= {"weights": hashlib.blake2b(content, digest_size=16).hexdigest()}
-    identity |= {name: value for name, value in options.items() if name != "batch"}
+    identity |= {name: value for name, value in options.items() if name != "batch"} | {"precision": precision}
     done = folder.begin(identity, len(every))
     left = {number: part for number, part in enumerate(every) if number not in done}
     if done:
         say(console, f"{len(done)} of {len(every)} parts were done")
-    job = Job(content, device, score, options, about, systems, out)
+    job = Job(content, device, precision, score, options, about, systems, out)
     with progress_bar(console) as progress:
         bar = progress.add_task("detecting", total=len(images), completed=len(images) - sum(map(len, left.values())))
         for count in _run(ray, address, job, left, progress.console) if left else ():
@@ -217,7 +222,7 @@ class Worker:
         with TemporaryDirectory(prefix="roialign-") as folder:
             file = Path(folder) / "model.safetensors"
             file.write_bytes(job.weights)
-            self.detector = Detector(file, job.device)
+            self.detector = Detector(file, job.device, job.precision)
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, int]:
         """Look at the images of a part, and write it."""

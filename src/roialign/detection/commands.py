@@ -32,6 +32,7 @@ from .interruption import InterruptedTrainingError, Wish
 from .mask_heads import has_masks
 from .masks import encode_all
 from .model import build_detector
+from .precision import slow
 from .predict import RECORDS, progress_bar
 from .recipe import RECIPE, Recipe, pack
 from .tables import classes_table, metrics_table
@@ -140,7 +141,8 @@ def _announce(console: Console, trainer: Trainer, done: int, notes: list[str], b
     )
     if trainer.recipe.augment == "upright":
         say(console, "views are mirrored but not turned; for photos from above: --augment aerial")
-    for note in (*data.notes, *notes):
+    slowly = slow(trainer.recipe.precision, trainer.device)
+    for note in (*data.notes, *notes, *filter(None, [slowly])):
         say(console, note, "yellow")
     if blind:
         say(console, "no boxes in the images to judge by: no epoch is judged and the last is kept", "yellow")
@@ -260,6 +262,7 @@ def evaluate(
     columns: str | None = None,
     tiling: Tiling = USUAL,
     device: str | None = None,
+    precision: str = "float32",
 ) -> Report:
     """Judge a detector on a data set: tables, and in ``out`` three pictures and all detections.
 
@@ -278,7 +281,7 @@ def evaluate(
         part: ``"train"``, ``"val"`` or ``"test"``; None: ``"val"`` where there are parts.
         classes, columns: as ``--classes`` and ``--columns``.
         tiling: how images are looked at.
-        device: as in :class:`roialign.detection.Detector`.
+        device, precision: as in :class:`roialign.detection.Detector`.
 
     Raises:
         ValueError: the detector knows other classes.
@@ -287,7 +290,9 @@ def evaluate(
     team = processes(device, PATIENCE)
     if line := told(team):
         say(console, line)
-    model = load(weights, device)
+    if team.is_main_process and (line := slow(precision, team.device)):
+        say(console, line, "yellow")
+    model = load(weights, device, precision)
     with _reading(console, annotations) if (main := team.is_main_process) else nullcontext():
         data = judged_data(annotations, images, part, classes, columns, masks=has_masks(model))
     data = fit_to_model(data, model)

@@ -14,6 +14,7 @@ from .devices import PATIENCE, processes
 from .folding import fold_norms
 from .masks import Rle, decode, encode_all
 from .model import memory_format
+from .precision import lower
 from .rasters import open_image
 from .tiles import detect
 
@@ -47,6 +48,8 @@ class Detector:
         weights: what ``roialign train`` or :func:`save_detector` wrote; None: the tree crown detector that the package
             ships.
         device: cpu, cuda, cuda:1, ...; None: the machine's accelerator, if it has one.
+        precision: ``"float32"``, or ``"bfloat16"`` for the backbone, as :func:`roialign.detection.precision.lower` has
+            it.
 
     Attributes:
         model: torchvision's ``FasterRCNN`` in evaluation mode, on that device.
@@ -57,7 +60,7 @@ class Detector:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no detector's, or there is no such device.
+        ValueError: the file is no detector's, or there is no such device or precision.
 
     Example:
         >>> from roialign.detection import Detector
@@ -67,8 +70,10 @@ class Detector:
         (4, {'tree'})
     """
 
-    def __init__(self, weights: str | Path | None = None, device: str | None = None) -> None:
-        self.model = load(weights, device)
+    def __init__(
+        self, weights: str | Path | None = None, device: str | None = None, precision: str = "float32"
+    ) -> None:
+        self.model = load(weights, device, precision)
         self.classes, self.category_ids, self.score = told_by(self.model)
 
     def detect(
@@ -122,9 +127,10 @@ def told_by(model: FasterRCNN) -> Told:
     )
 
 
-def load(weights: str | Path | None, device: str | None = None) -> FasterRCNN:
+def load(weights: str | Path | None, device: str | None, precision: str) -> FasterRCNN:
     """The detector of a file, or the package's, on a device, or on that which Accelerate chooses; to detect with."""
     place = processes(device, PATIENCE).device
     model = load_detector(weights)
     fold_norms(model)
+    lower(model, precision)
     return model.to(place, memory_format=memory_format(place))

@@ -90,7 +90,7 @@ def make_accelerator(recipe: Recipe, folder: Path) -> Accelerator:
     """Of a training in a folder.
 
     Raises:
-        ValueError: the device, the precision or the tracker is none, or cannot be had here.
+        ValueError: the device or the tracker is none, or cannot be had here.
     """
     names = [name.strip() for name in recipe.tracker.split(",")] if recipe.tracker else []
     for name in names:  # Accelerate leaves out whom it cannot tell
@@ -99,4 +99,5 @@ def make_accelerator(recipe: Recipe, folder: Path) -> Accelerator:
         if name not in map(str, get_available_trackers()):
             raise ValueError(f"tracker: got {name!r}, whose package is not installed")
     cpu = processes(recipe.device).device.type == "cpu"
-    return Accelerator(cpu=cpu, mixed_precision=recipe.precision, log_with=names or None, project_dir=folder)
+    # The precision is ours to see to, whatever a launcher was told.
+    return Accelerator(cpu=cpu, mixed_precision="no", log_with=names or None, project_dir=folder)

@@ -26,6 +26,7 @@ from .geography import place_of
 from .geopackage import check_geopackage
 from .images import DamagedImageError, Photo, find_images, passed_over
 from .pages import count_images, read_images
+from .precision import slow
 from .records import Category, Result, as_coco, as_geojson, as_geopackage, as_table
 from .tiles import USUAL, Found, Tiling, detect
 from .video import Recorder, is_video
@@ -43,6 +44,7 @@ def detect_files(
     score: float | None = None,
     tiling: Tiling = USUAL,
     device: str | None = None,
+    precision: str = "float32",
     draw: bool = True,
     table_file: Path | None = None,
     geojson_file: Path | None = None,
@@ -64,7 +66,7 @@ def detect_files(
         weights: the detector's file; None: the one that the package ships.
         score: the least score of a box; None: what suits the detector by its card, or 0.5.
         tiling: how images are looked at.
-        device: as in :class:`roialign.detection.Detector`.
+        device, precision: as in :class:`roialign.detection.Detector`.
         draw: draw the images with their boxes.
         table_file, geojson_file, geopackage_file: to write all boxes to, the last for georeferenced images only.
 
@@ -78,7 +80,7 @@ def detect_files(
     """
     if geopackage_file is not None:
         check_geopackage(geopackage_file)
-    detector = Detector(weights, device)
+    detector = Detector(weights, device, precision)
     score = detector.score if score is None else score
     categories = [Category(*each) for each in zip(detector.category_ids, detector.classes, strict=True)]
     named = (table_file, geojson_file, geopackage_file)
@@ -88,6 +90,8 @@ def detect_files(
         say(console, line)
     if main and patterns and weights is None:
         say(console, "no --weights: the detector is the package's, of tree crowns", "yellow")
+    if main and (line := slow(precision, team.device)):
+        say(console, line, "yellow")
     with Folder(out, writes=main) as folder, progress_bar(console, main) as progress:
         tasks = of_the_first(team, lambda: _plan(patterns, folder, console, [weights], named, draw))
         share = tasks[team.process_index :: team.num_processes]

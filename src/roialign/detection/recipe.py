@@ -17,6 +17,7 @@ FREE = "may be given anew when a training goes on"
 ANNOTATIONS = "COCO JSON, YOLO yaml, Pascal VOC folder or CSV."
 IMAGES = "Folder of the images. Default: as the format has it, mostly that of the annotations."
 CLASSES = "Which classes count, and as what: tree,bush or tree=crown. Default: all."
+PRECISION = "float32, or bfloat16 for the backbone: faster where the hardware multiplies it."
 COLUMNS = "A CSV's headings of image, x1, y1, x2, y2, class. Default: image_path,xmin,ymin,xmax,ymax,label."
 
 
@@ -84,7 +85,7 @@ class Recipe:
     freeze_backbone: Annotated[
         bool, typer.Option("--freeze-backbone", help="Leave the backbone as it is; the pyramid and the heads learn.")
     ] = False
-    precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no"
+    precision: Annotated[str, typer.Option(help=PRECISION)] = "float32"
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Default: what the machine has."), FREE
     ] = None

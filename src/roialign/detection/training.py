@@ -1,4 +1,4 @@
-"""Train a detector: Accelerate runs the processes and the precision, torchvision's model computes the losses.
+"""Train a detector: Accelerate runs the processes, torchvision's model computes the losses.
 
 Everything random follows from the seed, the epoch and the image, never from what ran before, so a training that was
 killed continues bit for bit from its last saved step, and how many processes share the work makes no difference but for
@@ -31,6 +31,7 @@ from .evaluation import Report, evaluate_found
 from .interruption import InterruptedTrainingError, Wish, deaf
 from .mask_heads import has_masks
 from .model import backbone_of, memory_format
+from .precision import lower
 from .recipe import Recipe
 from .sampling import SeededSampler
 from .tiles import detect
@@ -121,6 +122,7 @@ class Trainer:
             backbone_of(model).requires_grad_(False)
         model.to(memory_format=memory_format(self.device))
         self.average = copy.deepcopy(model).to(self.device).requires_grad_(False)
+        lower(model, recipe.precision)  # not the averaged one: it is judged as most will use it
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
@@ -273,8 +275,7 @@ class Trainer:
         torch.manual_seed(seeds[0])  # dropout, where a backbone has it
         images = [sample.image.to(self.device, non_blocking=True) for sample in samples]
         targets = [{name: value.to(self.device) for name, value in sample.target.items()} for sample in samples]
-        with self.accelerator.autocast():
-            losses = self.model(images, targets)
+        losses = self.model(images, targets)
         return torch.stack([losses[name] for name in self.losses])
 
     def _by_images(self, samples: list[Sample]) -> Tensor:
@@ -328,9 +329,8 @@ class Trainer:
         state |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
-        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
         under_way = {"done": self.batches.done, "sums": self.sums}
-        description = {"identity": self.identity, "history": self.history, "epoch": under_way, "scaler": scaler}
+        description = {"identity": self.identity, "history": self.history, "epoch": under_way}
         self.folder.write(STATE, pack_tensors(state, description))
         self.saved = time.monotonic()
 
@@ -370,8 +370,6 @@ class Trainer:
             alike = torch.empty_like(parameters[int(index)]).copy_(value) if value.dim() else value
             moments.setdefault(int(index), {})[rest] = alike
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        if self.accelerator.scaler and description["scaler"]:
-            self.accelerator.scaler.load_state_dict(description["scaler"])
         self.history = [dict(row) for row in description["history"]]
         under_way = description["epoch"]
         self.batches.done = int(under_way["done"])
