@@ -137,3 +137,27 @@ def test_a_gigabyte_is_read_in_a_fraction_of_it(tmp_path: Path) -> None:
     *_, megabytes = result.stdout.split()
     assert result.stdout.startswith("(254, 216)"), result.stdout
     assert int(megabytes) < 512  # the cache, a part of the preview, and what Python holds on to
+
+
+BLANK = """
+import resource, sys
+from roialign.detection import detect, load_detector
+from roialign.detection.rasters import open_image
+image = open_image(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+(found,) = detect(load_detector(), [image])
+print(len(found.boxes), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_blank_tiles_leave_nothing_behind(tmp_path: Path) -> None:
+    """961 of them: what stays between their pixels, be it a hundred bytes, keeps the allocator from reusing these."""
+    path = tmp_path / "blank.tif"
+    options = {"tiled": True, "blockxsize": 512, "blockysize": 512, "photometric": "rgb", "sparse_ok": True}
+    with rasterio.open(path, "w", driver="GTiff", height=9000, width=9000, count=3, dtype="uint8", **options):
+        pass
+    result = subprocess.run([sys.executable, "-c", BLANK, str(path)], capture_output=True, text=True, check=True)
+    boxes, megabytes = map(int, result.stdout.split())
+    assert boxes == 0
+    assert megabytes < 512  # the cache, the detector, and what Python holds on to

@@ -37,6 +37,8 @@ def white_of(largest: float, whole: bool) -> float:
 
 def to_8_bits(values: Array, white: float) -> Array:
     """Values as uint8, ``white`` being 255; what is no number is 0."""
+    if values.dtype == np.uint8 and white == 255:
+        return values
     out = np.empty(values.shape, np.uint8)
     step = max(1, 2**22 // max(1, values[:1].size))
     with np.errstate(over="ignore", invalid="ignore"):

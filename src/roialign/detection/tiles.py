@@ -119,13 +119,16 @@ def detect(
             parts[piece.photo].append((piece, found))
         waiting.clear()
 
+    def merged(number: int) -> Found:
+        found = parts.pop(number)
+        return _merge(found, model.roi_heads.nms_thresh, overlap) if found else _nothing(model)
+
     for photo in photos:
         parts[asked] = []
         for piece in _cut(asked, photo.width, photo.height, tile, overlap, large):
             pixels = _pixels(photo, piece)
             if (pixels == pixels[:, :1, :1]).all():
-                parts[asked].append((piece, _nothing(model)))
-                continue
+                continue  # and nothing is kept of it: what is small and stays would leave the pixels' memory in pieces
             pixels = _pad(pixels)
             if waiting and (len(waiting) == batch or waiting[0][1].shape != pixels.shape):
                 run()
@@ -133,12 +136,11 @@ def detect(
         asked += 1
         ready = waiting[0][0].photo if waiting else asked
         while done < ready:
-            yield _merge(parts.pop(done), model.roi_heads.nms_thresh, overlap)
+            yield merged(done)
             done += 1
     if waiting:
         run()
-    for photo_index in range(done, asked):
-        yield _merge(parts.pop(photo_index), model.roi_heads.nms_thresh, overlap)
+    yield from map(merged, range(done, asked))
 
 
 @torch.no_grad()
