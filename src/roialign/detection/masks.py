@@ -102,7 +102,8 @@ def _moved(points: Array, by: Array) -> Array:
     are shifted, and handed on from the middle between such borders.
     """
     fifths = np.trunc(5 * points + 0.5) - 5 * by
-    return np.where(fifths < 0, fifths - 0.75, fifths) / 5  # trunc goes towards 0 on either side
+    moved: Array = np.where(fifths < 0, fifths - 0.75, fifths) / 5  # trunc goes towards 0 on either side
+    return moved
 
 
 def from_runs(runs: Runs, image: tuple[int, int]) -> Mask:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from accelerate import PartialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
@@ -86,12 +87,7 @@ def detect_files(
     named = (table_file, geojson_file, geopackage_file)
     team = processes(device)
     main = team.is_main_process
-    if line := told(team):
-        say(console, line)
-    if main and patterns and weights is None:
-        say(console, "no --weights: the detector is the package's, of tree crowns", "yellow")
-    if main and (line := slow(precision, team.device)):
-        say(console, line, "yellow")
+    _say_beforehand(team, console, bool(patterns) and weights is None, precision)
     with Folder(out, writes=main) as folder, progress_bar(console, main) as progress:
         tasks = of_the_first(team, lambda: _plan(patterns, folder, console, [weights], named, draw))
         share = tasks[team.process_index :: team.num_processes]
@@ -116,6 +112,16 @@ def detect_files(
     if geopackage_file is not None:
         _say_who_is_missing(console, results, geopackage_file)
     return list(faults.values())
+
+
+def _say_beforehand(team: PartialState, console: Console, ours: bool, precision: str) -> None:
+    """How many processes there are, that the detector is ours for images that are not, and that a precision is slow."""
+    if line := told(team):
+        say(console, line)
+    if team.is_main_process and ours:
+        say(console, "no --weights: the detector is the package's, of tree crowns", "yellow")
+    if team.is_main_process and (line := slow(precision, team.device)):
+        say(console, line, "yellow")
 
 
 class _Task(NamedTuple):
