@@ -6,14 +6,12 @@ Nothing is ever unpickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
@@ -21,6 +19,7 @@ from ..outputs import write_atomically
 from ..samples import DETECTOR
 from .description import check_card, check_model
 from .model import build_detector
+from .weights import open_tensors
 
 KEY = "roialign"  # of the JSON in a safetensors header
 
@@ -37,8 +36,12 @@ def read_description(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is no safetensors file, or has no such description.
     """
-    with _opened(path) as file:
-        text = (file.metadata() or {}).get(KEY)
+    with open_tensors(path) as file:
+        return _description(file, path)
+
+
+def _description(file: Any, path: Path) -> dict[str, Any]:
+    text = (file.metadata() or {}).get(KEY)
     if text is None:
         raise ValueError(
             f"{path}: safetensors without this package's description; pass it as weights= to build_detector"
@@ -50,20 +53,6 @@ def read_description(path: Path) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise ValueError(f"{path}: its description is a {type(description).__name__}; expected an object")
     return description
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file; its own exceptions, which are plain ones, become a ValueError."""
-    if path.is_dir():
-        raise ValueError(f"{path}: a folder; expected a file, as the model.safetensors that a training leaves")
-    try:
-        with safe_open(path, "pt") as file:
-            yield file
-    except (FileNotFoundError, ValueError):
-        raise
-    except Exception as error:
-        raise ValueError(f"{path}: not a safetensors file, as a training leaves: {error}") from None
 
 
 def _refuse(constant: str) -> None:
@@ -113,7 +102,12 @@ def load_detector(path: str | Path | None = None) -> FasterRCNN:
             described model's; in one line that names the file. Nothing else is read or fetched, whatever it says.
     """
     path = default_checkpoint() if path is None else Path(path)
-    description = read_description(path)
+    with open_tensors(path) as file:
+        return _rebuilt(file, path)
+
+
+def _rebuilt(file: Any, path: Path) -> FasterRCNN:
+    description = _description(file, path)
     if "model" not in description:
         raise ValueError(
             f"{path}: has no model's description; of a training last.safetensors is the state, and model.safetensors, "
@@ -125,15 +119,14 @@ def load_detector(path: str | Path | None = None) -> FasterRCNN:
         check_card(card, description["model"])
         with torch.device("meta"):  # without memory, since the description may ask for any amount
             described = build_detector(**description["model"])
-        with _opened(path) as file:
-            _compare(file, described)
+        _compare(file, described)
     except ModuleNotFoundError:  # timm
         raise
     except Exception as error:  # torchvision's and timm's constructors raise whatever they stumble over
         told = str(error).removeprefix(f"{path}: ").partition("\n")[0]
         raise ValueError(f"{path}: {told or type(error).__name__}") from None
     model = build_detector(**description["model"])
-    tensors = load_file(path)
+    tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{path}: {name} has values that are not finite")
@@ -146,10 +139,8 @@ def draws_masks(path: str | None) -> bool:
     """Whether a file is a detector's that draws masks; None, a name of torchvision's or another's file is not."""
     if path is None or not Path(path).is_file() or Path(path).suffix != ".safetensors":
         return False
-    with _opened(Path(path)) as file:
-        if KEY not in (file.metadata() or {}):
-            return False
-    model = read_description(Path(path)).get("model")
+    with open_tensors(Path(path)) as file:
+        model = _description(file, Path(path)).get("model") if KEY in (file.metadata() or {}) else None
     return isinstance(model, dict) and model.get("masks") is True
 
 

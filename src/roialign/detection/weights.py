@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 from torchvision.models import WeightsEnum, get_weight
 from torchvision.models.detection import FasterRCNN
@@ -51,6 +52,31 @@ def load_weights(model: FasterRCNN, weights: str | Path) -> int:
     return len(taken)
 
 
+def open_tensors(path: Path) -> Any:
+    """A safetensors file as it was at one moment, to be used by ``with``, while a training may be replacing it.
+
+    safetensors opens the path once for the header and once more for the values, which may be another file's by then.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no safetensors file.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder; expected a file, as the model.safetensors that a training leaves")
+    while True:
+        before = path.stat()
+        try:
+            file, told = safe_open(path, "pt"), ""
+        except Exception as error:  # its own, which are plain ones
+            file, told = None, str(error)
+        after = path.stat()
+        if (before.st_ino, before.st_size, before.st_mtime_ns) == (after.st_ino, after.st_size, after.st_mtime_ns):
+            break
+    if file is None:
+        raise ValueError(f"{path}: not a safetensors file, as a training leaves: {told}")
+    return file
+
+
 def _read_weights(weights: str | Path) -> dict[str, Tensor]:
     path = Path(weights)
     named = None if path.is_file() else _named(weights)
@@ -58,7 +84,8 @@ def _read_weights(weights: str | Path) -> dict[str, Tensor]:
         if named is not None:
             state = named.get_state_dict(progress=False, check_hash=True, weights_only=True)
         elif path.suffix == ".safetensors":
-            state = load_file(path)
+            with open_tensors(path) as file:
+                state = {name: file.get_tensor(name) for name in sorted(file.keys())}
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
             state = state.get("model", state) if isinstance(state, dict) else None
