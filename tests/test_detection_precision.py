@@ -32,7 +32,7 @@ def lowered(model: FasterRCNN) -> FasterRCNN:
 def test_maps_are_those_of_bfloat16_in_float32(backbone: str) -> None:
     """And a copy, as the averaged model is one, computes by its own parameters."""
     torch.manual_seed(0)
-    model = build_detector(2, backbone, norm="frozen").eval()
+    model = build_detector(2, backbone, norm="frozen", head_channels=8).eval()
     pixels = torch.rand(1, 3, 96, 64)
 
     def maps(of: FasterRCNN) -> list[Tensor]:
