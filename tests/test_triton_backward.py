@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import crosswise, slow_but
+from helpers import crosswise
 from roialign import backends, prroi_pool, roi_align
 from roialign.spec import Pooling
 from triton_device import DEVICE, needs_kernels
@@ -109,7 +109,7 @@ def test_float64(name: str, layout: str) -> None:
     assert_gradients([input.contiguous(memory_format=LAYOUTS[layout])], rois, None, POOLINGS[name])
 
 
-@pytest.mark.parametrize("layout", slow_but({"contiguous"}, LAYOUTS))
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_half_precision_and_more_channels_than_one_block(layout: str) -> None:
     (input,) = make_maps((9, 19), channels=37, dtype=torch.float16)
     input = input.contiguous(memory_format=LAYOUTS[layout])
@@ -132,7 +132,7 @@ def test_more_columns_than_one_product_takes() -> None:
     assert_gradients([input], make_rois()[:4], None, Pooling("avg", (1, 37), (0.5, 0.4), 0, True))
 
 
-@pytest.mark.parametrize("layout", slow_but({"channels_last"}, LAYOUTS))
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_levels_of_a_pyramid(layout: str) -> None:
     """One has no box, one is smaller than a tile. The boxes' rows are not in the order of their levels."""
     maps = [each.contiguous(memory_format=LAYOUTS[layout]) for each in make_maps((9, 19), (5, 10), (3, 5), (2, 3))]
@@ -307,7 +307,7 @@ def test_at_a_cell_s_centre_the_slope_is_the_right_hand_one() -> None:
     assert found.tolist() == [[0.0, 2.0, 0.0, 2.0, 0.0]]
 
 
-@pytest.mark.parametrize("kind", slow_but({"avg"}, ["avg", "integral"]))
+@pytest.mark.parametrize("kind", ["avg", "integral"])
 def test_numerical_differences(kind: str) -> None:
     (input,) = make_maps((3, 4), channels=1, dtype=torch.float64)
     box = torch.tensor([[0.63, 0.71, 6.37, 3.93]], device=DEVICE, dtype=torch.float64)

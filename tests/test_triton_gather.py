@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import generic_case, slow_but
+from helpers import generic_case
 from roialign import backends
 from roialign.spec import Pooling
 from strategies import lay_out
@@ -79,7 +79,7 @@ def test_boxes_at_every_edge_of_the_rules(kind: str, rank: int) -> None:
         compare(call, by_triton(call), call.run("reference"), "Triton against reference")
 
 
-@pytest.mark.parametrize("name", slow_but({"rotated adaptive"}, ["adaptive", "rotated adaptive", "moved adaptive"]))
+@pytest.mark.parametrize("name", ["adaptive", "rotated adaptive", "moved adaptive"])
 def test_a_giant_box_costs_what_the_map_does(name: str) -> None:
     """Either way round: of two billion samples along an axis a handful lie on the map."""
     rois = torch.tensor([[0.0, -1e9, -1e9, 1e9, 1e9], [1.0, 1e9, 1e9, -1e9, -1e9]])
@@ -131,7 +131,7 @@ def test_more_channels_than_one_launch_takes(name: str, monkeypatch: pytest.Monk
     assert torch.equal(kernel.pool([input], rois[1:3], None, spec), expected)
 
 
-@pytest.mark.parametrize("name", slow_but({"moved"}, ["fixed", "rotated", "moved", "volume"]))
+@pytest.mark.parametrize("name", ["fixed", "rotated", "moved", "volume"])
 def test_boxes_in_groups(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One at a time: the gradient to the boxes has the same bits."""
     spec = POOLINGS[name]
@@ -151,7 +151,7 @@ def test_a_gradient_of_any_strides(strides: str) -> None:
     assert all(map(torch.equal, found, expected))
 
 
-@pytest.mark.parametrize("kind", slow_but({"moved"}, KINDS))
+@pytest.mark.parametrize("kind", KINDS)
 def test_levels_of_a_pyramid(kind: str) -> None:
     """Each box from its own map with its own scale; a level that does not exist gives NaN and takes no part."""
     spec = POOLINGS[KINDS[kind]]
@@ -163,7 +163,7 @@ def test_levels_of_a_pyramid(kind: str) -> None:
     assert_unknown_levels_take_no_part(maps, rois, [1], spec)
 
 
-@pytest.mark.parametrize("name", slow_but({"fixed", "moved"}, KINDS.values()))
+@pytest.mark.parametrize("name", KINDS.values())
 def test_a_bad_box_is_nan_and_takes_no_part(name: str) -> None:
     spec = POOLINGS[name]._replace(output_size=(1,) * (POOLINGS[name].rank - 2) + (2, 1))
     input, good = call_of(spec)
@@ -209,7 +209,6 @@ def test_calls_without_boxes_images_or_channels(shape: tuple[int, int, int, int]
         assert to_boxes.shape == rois.shape
 
 
-@pytest.mark.slow
 def test_the_same_bits_whoever_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """Boxes of more words than one: by image, in other tiles and blocks, with wide offsets."""
     generator = torch.Generator().manual_seed(3)
@@ -237,7 +236,6 @@ def by_reference(input: Tensor, rois: Tensor, spec: Pooling) -> Tensor:
         return backends.pool([input], rois, None, spec)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rotated", "moved"])
 def test_numerical_differences(name: str) -> None:
     """To all that places a box: the angle, and the shifts of the bins."""
@@ -275,7 +273,7 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but({"avg adaptive"}, LINES))
+@pytest.mark.parametrize("name", LINES)
 def test_signals(name: str) -> None:
     """Maps of one row; also where the channels lie side by side, which PyTorch has no name for."""
     _, rois = generic_case(dtype=torch.float32)
@@ -285,7 +283,7 @@ def test_signals(name: str) -> None:
     check([signal], rois[:4, [0, 1, 3]], LINES[name])
 
 
-@pytest.mark.parametrize("kind", slow_but({"avg"}, ["avg", "integral", "max", "cells"]))
+@pytest.mark.parametrize("kind", ["avg", "integral", "max", "cells"])
 def test_signals_and_boxes_at_every_edge_of_the_rules(kind: str) -> None:
     for seed in range(3):
         call = random_call(kind, 1, seed)

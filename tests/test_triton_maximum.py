@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import crosswise, generic_case, slow_but
+from helpers import crosswise, generic_case
 from roialign import backends
 from roialign.spec import Pooling
 from strategies import lay_out
@@ -59,7 +59,7 @@ def test_a_giant_box_is_pooled_like_any_other() -> None:
     check([values], rois, Pooling("max", (1, 1), (1.0, 1.0), 0, True))
 
 
-@pytest.mark.parametrize("kind", slow_but({"cells"}, ["max", "cells"]))
+@pytest.mark.parametrize("kind", ["max", "cells"])
 def test_boxes_at_every_edge_of_the_rules(kind: str) -> None:
     """Borders, centres, tiny, giant, inverted and infinite boxes, cells that are not finite, samples beyond count."""
     for seed in range(6):
@@ -83,7 +83,7 @@ def test_any_strides(layout: str) -> None:
     check([lay_out(values, layout)], rois[1:2], Pooling("max", (1, 18), (0.9, 0.9), 1, True))
 
 
-@pytest.mark.parametrize("kind", slow_but({"cells"}, ["max", "cells"]))
+@pytest.mark.parametrize("kind", ["max", "cells"])
 def test_levels_of_a_pyramid(kind: str) -> None:
     """Each box from its own map with its own scale; a level that does not exist gives NaN and takes no part."""
     generator = torch.Generator().manual_seed(2)
@@ -95,7 +95,7 @@ def test_levels_of_a_pyramid(kind: str) -> None:
     assert_unknown_levels_take_no_part(maps, rois, [0, 2], spec)
 
 
-@pytest.mark.parametrize("kind", slow_but({"cells"}, ["max", "cells"]))
+@pytest.mark.parametrize("kind", ["max", "cells"])
 def test_a_bad_box_is_nan_and_takes_no_part(kind: str) -> None:
     input, good = generic_case(dtype=torch.float32)
     assert_bad_boxes_take_no_part(input, good[:3], BAD, Pooling(kind, (1, 2), (2.0, 2.0)))
@@ -176,7 +176,6 @@ def test_ties_go_to_the_first(ratio: int, layout: str) -> None:
 # Not all at once.
 
 
-@pytest.mark.slow
 def test_the_same_bits_whoever_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """Boxes of more words than one: few channels and one image at a time with wide offsets, and in other tiles."""
     generator = torch.Generator().manual_seed(3)
@@ -223,7 +222,6 @@ def test_calls_without_boxes_images_or_channels(shape: tuple[int, int, int, int]
         assert torch.equal(to_boxes, torch.zeros_like(rois))
 
 
-@pytest.mark.slow
 def test_numerical_differences() -> None:
     generator = torch.Generator().manual_seed(8)
     input = torch.randn(1, 1, 2, 3, generator=generator, dtype=torch.float64).to(DEVICE)

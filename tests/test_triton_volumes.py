@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers import crosswise, slow_but
+from helpers import crosswise
 from roialign import backends
 from roialign.spec import Pooling
 from strategies import lay_out
@@ -67,7 +67,7 @@ def test_any_strides(layout: str) -> None:
     check([lay_out(input, layout)], rois[1:2], spec)
 
 
-@pytest.mark.parametrize("kind", slow_but({"cells"}, ["max", "cells"]))
+@pytest.mark.parametrize("kind", ["max", "cells"])
 def test_levels_of_a_pyramid(kind: str) -> None:
     """Each box from its own map with its own scale, of fewer planes; a level that does not exist takes no part."""
     spec = Pooling(kind, (2, 1, 1), (*SCALES, *(each / 2 for each in SCALES)), 0, kind == "max")
@@ -77,7 +77,7 @@ def test_levels_of_a_pyramid(kind: str) -> None:
     assert_unknown_levels_take_no_part(maps, rois[1:4], [1], spec)
 
 
-@pytest.mark.parametrize("kind", slow_but({"cells"}, ["max", "cells"]))
+@pytest.mark.parametrize("kind", ["max", "cells"])
 def test_a_bad_box_is_nan_and_takes_no_part(kind: str) -> None:
     spec = Pooling(kind, (1, 2, 1), SCALES, 1 * (kind == "max"))
     input, good = call_of(spec)
