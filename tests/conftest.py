@@ -44,6 +44,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("roialign")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes a browser is left to `make test-all`."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays: it is not gone through again whenever garbage is collected."""
     gc.collect()

@@ -41,6 +41,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_shipped_detector_by_the_example(shipped: Path) -> None:
     """In a process that has neither PyTorch nor roialign, on a photo of another size than the command checked."""
     code = (
@@ -88,6 +89,7 @@ def test_nothing_is_found_in_nothing(shipped: Path) -> None:
     assert (boxes.shape, scores.shape, labels.shape) == ((0, 4), (0,), (0,))
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_not_pythons_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph of the same detector with one number changed: a box's edge lies elsewhere."""
     write = exporting.onnx_of

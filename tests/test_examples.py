@@ -46,6 +46,7 @@ def test_faster_rcnn_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert "boxes from a model" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_differs_example_still_differs_in_our_favour(capsys: pytest.CaptureFixture[str]) -> None:
     scope = runpy.run_path(str(ROOT / "examples" / "what_differs.py"))
     cases = scope["CASES"]
@@ -69,6 +70,7 @@ def test_what_differs_example_still_differs_in_our_favour(capsys: pytest.Capture
         assert scope["answer"]("roialign", cases[name]) == answers[name]
 
 
+@pytest.mark.slow
 def test_demo_draws_every_crown_and_tells_where(tmp_path: Path) -> None:
     # A process of its own: the tutorial's detector and its gradients take 2.5 GB, which a worker would keep.
     command = [sys.executable, "-m", "roialign", "demo", "--out", str(tmp_path)]
