@@ -19,7 +19,7 @@ from ..outputs import write_atomically
 from ..samples import DETECTOR
 from .description import check_card, check_model
 from .model import build_detector
-from .weights import open_tensors
+from .weights import open_tensors, read_tensors
 
 KEY = "roialign"  # of the JSON in a safetensors header
 
@@ -126,7 +126,7 @@ def _rebuilt(file: Any, path: Path) -> FasterRCNN:
         told = str(error).removeprefix(f"{path}: ").partition("\n")[0]
         raise ValueError(f"{path}: {told or type(error).__name__}") from None
     model = build_detector(**description["model"])
-    tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    tensors = read_tensors(file)
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{path}: {name} has values that are not finite")

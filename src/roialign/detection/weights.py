@@ -77,6 +77,11 @@ def open_tensors(path: Path) -> Any:
     return file
 
 
+def read_tensors(file: Any) -> dict[str, Tensor]:
+    """All tensors of a file that :func:`open_tensors` opened."""
+    return {name: file.get_tensor(name) for name in sorted(file.keys())}
+
+
 def _read_weights(weights: str | Path) -> dict[str, Tensor]:
     path = Path(weights)
     named = None if path.is_file() else _named(weights)
@@ -85,7 +90,7 @@ def _read_weights(weights: str | Path) -> dict[str, Tensor]:
             state = named.get_state_dict(progress=False, check_hash=True, weights_only=True)
         elif path.suffix == ".safetensors":
             with open_tensors(path) as file:
-                state = {name: file.get_tensor(name) for name in sorted(file.keys())}
+                state = read_tensors(file)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
             state = state.get("model", state) if isinstance(state, dict) else None
